@@ -1,0 +1,94 @@
+"""Trains the embedded model from nothing: autoencoder, text encoders and transformer, then the decoder once more.
+
+    python -m harvest.shapes.train --out harvest/shapes/weights
+
+A run cut short goes on from `--state`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import FluxPipeline
+
+from harvest.shapes import build, quality
+from harvest.shapes.train_transformer import make_data, train_transformer
+from harvest.shapes.train_vae import polish_decoder, train_vae
+
+SCENES = 20_000
+STEPS = 2_600
+
+
+def train(
+    out: Path,
+    state: Path,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    scenes: int = SCENES,
+    every: int = 300,
+) -> None:
+    """Runs all stages and writes the pipeline to `out` (bfloat16) after each checkpoint.
+
+    Args:
+        out: folder of the pipeline.
+        state: folder of the training state; what it holds is not done again.
+        seed: fixes weights, scenes, order and noise.
+        steps: optimizer steps of the transformer.
+        scenes: drawn scenes in the training set.
+        every: steps between checkpoints.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    pipe = build.new_pipeline(seed)
+    fidelity = train_vae(pipe.vae, state / "vae.pt", seed=seed)
+    print(f"autoencoder: PSNR {fidelity:.2f} dB")
+    data = make_data(pipe, scenes, seed + 10)
+
+    def report(step: int, current: FluxPipeline) -> None:
+        build.save_pipeline(current, out)
+        for objects in (1, 2):
+            shares = quality.measure(current, objects=objects, prompts=50, seed=123)
+            line = {"step": step, "objects": objects} | {
+                name: round(share, 3) for name, share in shares.items()
+            }
+            print("\n" + json.dumps(line), flush=True)
+
+    train_transformer(
+        pipe, data, state / "transformer.pt", steps=steps, seed=seed, every=every, report=report
+    )
+    fidelity = polish_decoder(pipe.vae, state / "decoder.pt", seed=seed)
+    print(f"polished decoder: PSNR {fidelity:.2f} dB")
+    build.save_pipeline(pipe, out)
+    print(f"wrote {out}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--state", type=Path, default=Path("runs/shapes-training"))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--scenes", type=int, default=SCENES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="results repeat bit for bit at the same number"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    train(
+        arguments.out,
+        arguments.state,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        scenes=arguments.scenes,
+    )
+
+
+if __name__ == "__main__":
+    main()

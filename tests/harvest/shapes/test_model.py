@@ -1,0 +1,75 @@
+"""The shipped weights: a true FluxPipeline, loaded offline, that draws what its prompts say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+import harvest.shapes
+from harvest.shapes import quality
+
+WEIGHTS = Path(harvest.shapes.__file__).parent / "weights"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return FluxPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32, local_files_only=True)
+
+
+def test_the_folder_is_small_and_in_bfloat16():
+    from safetensors import safe_open
+
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 20e6
+    for path in WEIGHTS.rglob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            names = list(tensors.keys())
+            kinds = {tensors.get_slice(name).get_dtype() for name in names}
+        assert kinds == {"BF16"}, path.name
+
+
+def test_parts_are_the_true_classes(pipe):
+    names = json.loads((WEIGHTS / "model_index.json").read_text())
+    assert names["_class_name"] == "FluxPipeline"
+    kinds = {key: value[1] for key, value in names.items() if isinstance(value, list)}
+    assert kinds["transformer"] == "FluxTransformer2DModel"
+    assert kinds["vae"] == "AutoencoderKL"
+    assert kinds["text_encoder"] == "CLIPTextModel"
+    assert kinds["text_encoder_2"] == "T5EncoderModel"
+    assert kinds["scheduler"] == "FlowMatchEulerDiscreteScheduler"
+
+
+def test_words_are_one_token_each(pipe):
+    text = "a large red striped circle on the left, white background"
+    assert len(pipe.tokenizer(text)["input_ids"]) == 13
+    assert len(pipe.tokenizer_2(text)["input_ids"]) == 12
+    assert pipe.tokenizer(text)["input_ids"][-1] == pipe.text_encoder.config.eos_token_id
+
+
+@pytest.mark.parametrize(("objects", "least"), [(1, 0.85), (2, 0.5)])
+def test_pictures_show_their_prompts(pipe, objects, least):
+    shares = quality.measure(pipe, objects=objects, prompts=32)
+    assert shares["background"] >= 0.9
+    assert shares["all"] >= least, shares
+
+
+def test_seeds_make_different_pictures(pipe):
+    prompt = "a large red solid circle on the left, white background"
+    pictures = quality.generate(pipe, [prompt, prompt], 0, steps=4).astype(int)
+    assert np.abs(pictures[0] - pictures[1]).mean() > 0.5
+    again = quality.generate(pipe, [prompt, prompt], 0, steps=4).astype(int)
+    assert np.array_equal(pictures, again)
+
+
+@pytest.mark.slow
+def test_quality_as_shipped(pipe):
+    report = quality.full_report(pipe, prompts=500)
+    for objects in ("one object", "two objects"):
+        assert min(report[f"checker, {objects}"].values()) >= 0.99
+    one = report["one object"]
+    for name in ("background", "colour", "shape", "size", "position"):
+        assert one[name] >= 0.97, (name, one)
+    assert one["texture"] >= 0.9
+    assert report["two objects"]["all"] >= 0.7

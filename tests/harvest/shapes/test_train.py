@@ -1,0 +1,98 @@
+"""Training of the embedded model: repeats bit for bit, resumes after a cut, learns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from harvest.shapes import build, train_transformer
+from harvest.shapes.muon import Muon, orthogonalise
+from harvest.shapes.train_transformer import make_data
+from harvest.shapes.train_vae import encode, pictures, train_vae
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data(build.new_pipeline(0), 96, seed=1)
+
+
+def run(data, path: Path, *, steps: int, stop: int | None = None) -> dict[str, torch.Tensor]:
+    """Weights after `steps`; with `stop`, of a run that dies right after that checkpoint."""
+
+    class Cut(Exception):
+        pass
+
+    def cut(step: int, pipe: FluxPipeline) -> None:
+        if step == stop:
+            raise Cut
+
+    pipe = build.new_pipeline(0)
+    try:
+        train_transformer.train_transformer(pipe, data, path, steps=steps, every=1, report=cut)
+    except Cut:
+        return run(data, path, steps=steps)
+    return {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+
+
+def test_repeats_and_resumes_bit_for_bit(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_transformer, "TEXT_STEPS", 2)
+    monkeypatch.setattr(train_transformer, "BATCH", 8)
+    torch.set_num_threads(1)
+    whole = run(data, tmp_path / "a.pt", steps=3)
+    cut = run(data, tmp_path / "b.pt", steps=3, stop=2)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    start = build.new_pipeline(0).transformer.state_dict()
+    assert any(not torch.equal(whole[name], start[name]) for name in whole)
+
+
+def test_autoencoder_learns_and_latents_have_unit_variance(tmp_path):
+    pipe = build.new_pipeline(0)
+    batch = pictures(32, seed=9)
+    before = (
+        (pipe.vae.decode(pipe.vae.encode(batch).latent_dist.mean).sample - batch).square().mean()
+    )
+    train_vae(pipe.vae, tmp_path / "vae.pt", steps=12, scenes=256)
+    after = (
+        (pipe.vae.decode(pipe.vae.encode(batch).latent_dist.mean).sample - batch).square().mean()
+    )
+    assert after < 0.7 * before
+    latents = encode(pipe.vae, pictures(128, seed=10))
+    assert latents.std() == pytest.approx(1, abs=0.1)
+    assert latents.mean() == pytest.approx(0, abs=0.15)
+
+
+def test_packing_is_the_pipelines():
+    latents = torch.randn(2, 4, 16, 16)
+    theirs = FluxPipeline._pack_latents(latents, 2, 4, 16, 16)
+    assert torch.equal(train_transformer.pack(latents), theirs)
+
+
+def test_orthogonalise_flattens_the_spectrum():
+    matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrix))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    tall = orthogonalise(matrix.T)
+    torch.testing.assert_close(tall, orthogonalise(matrix).T, rtol=1e-4, atol=1e-4)
+
+
+def test_muon_follows_torchs():
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Parameter(torch.randn(16, 32)), torch.nn.Parameter(torch.zeros(16, 32))
+    theirs.data.copy_(ours.data)
+    start = ours.data.clone()
+    a = Muon([ours], rate=0.02)
+    b = torch.optim.Muon(
+        [theirs], lr=0.02, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+    )
+    for step in range(3):
+        gradient = torch.randn(16, 32, generator=torch.Generator().manual_seed(step))
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        a.step()
+        b.step()
+    moved, expected = (ours.data - start).flatten(), (theirs.data - start).flatten()
+    assert (
+        torch.cosine_similarity(moved, expected, dim=0) > 0.995
+    )  # torch's iterations are bfloat16
+    assert moved.norm() / expected.norm() == pytest.approx(1, abs=0.02)
