@@ -1,0 +1,209 @@
+"""A dictionary in torch: the same encode and decode as `jaxdict.coder`, on raw activations.
+
+`topk`: a linear encoder, ReLU, the k largest kept. `itda`: gradient pursuit on unit atoms in the
+normalized space. Both compute in blocks of rows and decode with a gather-and-add kernel, so that
+neither [n, m] for all rows nor [n, k, d] is ever held.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jaxdict.export import Dictionary, load_dictionary
+from steer.pursuit import combine, gradient_pursuit
+
+_BLOCK = 2**26
+"""Numbers in the largest [rows, m] matrix held at once: 256 MiB in float32."""
+
+
+class Codes(NamedTuple):
+    """Sparse codes of rows, largest value first; an empty slot is index 0, value 0.
+
+    Attributes:
+        indices: int64 [..., k], which atom each slot holds.
+        values: [..., k], its coefficient.
+    """
+
+    indices: Tensor
+    values: Tensor
+
+    @property
+    def l0(self) -> Tensor:
+        """Active features a row, int64 [...]."""
+        return (self.values != 0).sum(-1)
+
+    def dense(self, m: int) -> Tensor:
+        """All m values a row, [..., m]."""
+        out = self.values.new_zeros(*self.values.shape[:-1], m)
+        return out.scatter_add_(-1, self.indices, self.values)
+
+
+class Coder:
+    """Encodes raw activations x [..., d] to codes and back.
+
+    Args:
+        dictionary: what `jaxdict.export.load_dictionary` returns.
+        device: where the tensors live.
+        dtype: what encode and decode compute in.
+
+    Attributes:
+        dictionary: the dictionary as it came.
+        typical: [m], mean value of each feature where it is active.
+
+    Raises:
+        ValueError: a kind of dictionary that has no torch encoder.
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Copy the dictionary's tensors to the device."""
+        if dictionary.kind not in _ENCODERS:
+            raise ValueError(
+                f"expected a dictionary of kind {' or '.join(_ENCODERS)}, got {dictionary.kind!r}; "
+                "install a newer jaxdict"
+            )
+        self.dictionary = dictionary
+        self.device, self.dtype = torch.device(device), dtype
+        self.m, self.d, self.k = dictionary.m, dictionary.d, int(dictionary.k)
+        self.atoms = torch.tensor(dictionary.atoms, device=self.device, dtype=self.dtype)
+        self.bias = self._tensor(dictionary.bias)
+        self.encoder = self._tensor(dictionary.encoder)
+        self.encoder_bias = self._tensor(dictionary.encoder_bias)
+        self.mean = self._tensor(dictionary.mean)
+        self.transform = self._tensor(dictionary.transform)
+        self.inverse = self._tensor(dictionary.inverse)
+        assert dictionary.typical is not None  # Dictionary holds this
+        self.typical = torch.tensor(dictionary.typical, device=self.device, dtype=self.dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Coder:
+        """Load a dictionary folder, as `jaxdict export` writes it.
+
+        Args:
+            path: the folder.
+            device: where the tensors live.
+            dtype: what encode and decode compute in.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: not a dictionary, damaged, or of a newer version.
+        """
+        return cls(load_dictionary(path), device=device, dtype=dtype)
+
+    def to(self, device: str | torch.device) -> Coder:
+        """This coder on a device: itself if it is there already."""
+        device = torch.device(device)
+        if device == self.device or (device.type == self.device.type and device.index is None):
+            return self
+        return Coder(self.dictionary, device=device, dtype=self.dtype)
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes of raw activations.
+
+            topk:  TopK_k(ReLU(encoder x + encoder_bias))
+            itda:  gradient pursuit of (x - mean) transform on the atoms, k steps, non-negative
+
+        Args:
+            x: [..., d] of any dtype, raw activations.
+
+        Returns:
+            Codes with [..., k] slots in the coder's dtype, on the coder's device.
+
+        Raises:
+            ValueError: the last dimension of x is not d.
+
+        Source: arXiv 2505.24360 (TopK), Blumensath & Davies 2008 (gradient pursuit); equal to
+        `jaxdict.coder.encode`.
+        """
+        if x.shape[-1:] != (self.d,):
+            raise ValueError(
+                f"expected rows of width d = {self.d}, as the dictionary was trained on, got a "
+                f"tensor of shape {list(x.shape)}; read the activations at its site, "
+                f"{self.dictionary.card.get('site', 'unknown')}"
+            )
+        rows = x.reshape(-1, self.d).to(self.device, self.dtype)
+        encode = _ENCODERS[self.dictionary.kind]
+        blocks = [encode(self, block) for block in rows.split(max(1, _BLOCK // self.m))]
+        indices = torch.cat([block.indices for block in blocks])
+        values = torch.cat([block.values for block in blocks])
+        shape = (*x.shape[:-1], self.k)
+        return Codes(indices.reshape(shape), values.reshape(shape))
+
+    def decode(self, codes: Codes) -> Tensor:
+        """The reconstruction x_hat [..., d] of codes [..., k], in raw activations.
+
+        topk:  sum_j e_j atoms_j + bias;    itda:  (sum_j e_j atoms_j) inverse + mean
+        """
+        shape = codes.values.shape
+        flat = combine(
+            codes.indices.reshape(-1, shape[-1]), codes.values.reshape(-1, shape[-1]), self.atoms
+        )
+        flat = _apply(flat, self.inverse)
+        for offset in (self.bias, self.mean):
+            if offset is not None:
+                flat = flat + offset
+        return flat.reshape(*shape[:-1], self.d)
+
+    def activation(self, x: Tensor, feature: int) -> Tensor:
+        """The value of one feature in the codes of x: [..., d] -> [...], 0 where not active."""
+        self.check_feature(feature)
+        codes = self.encode(x)
+        return torch.where(codes.indices == feature, codes.values, 0).sum(-1)
+
+    def raw_atom(self, feature: int) -> Tensor:
+        """What one unit of a feature adds to the raw activation, [d]."""
+        self.check_feature(feature)
+        return _apply(self.atoms[feature], self.inverse)
+
+    def check_feature(self, feature: int) -> None:
+        """Raise ValueError unless the dictionary has this feature."""
+        if not 0 <= feature < self.m:
+            raise ValueError(
+                f"expected a feature from 0 to {self.m - 1}, as the dictionary has {self.m} atoms, "
+                f"got {feature}"
+            )
+
+    def _tensor(self, array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else torch.tensor(array, device=self.device, dtype=self.dtype)
+
+
+def _encode_topk(coder: Coder, x: Tensor) -> Codes:
+    assert coder.encoder is not None  # Dictionary holds this for kind topk
+    pre = F.linear(x, coder.encoder, coder.encoder_bias).relu_()
+    values, indices = pre.topk(coder.k, dim=-1, sorted=True)
+    return Codes(torch.where(values > 0, indices, 0), values)
+
+
+def _encode_itda(coder: Coder, x: Tensor) -> Codes:
+    z = x if coder.mean is None else x - coder.mean
+    return Codes(*gradient_pursuit(_apply(z, coder.transform), coder.atoms, coder.k))
+
+
+_ENCODERS: dict[str, Callable[[Coder, Tensor], Codes]] = {
+    "topk": _encode_topk,
+    "itda": _encode_itda,
+}
+
+
+def _apply(z: Tensor, matrix: Tensor | None) -> Tensor:
+    """A diagonal [d] or full [d, d] transform of rows; None is the identity."""
+    if matrix is None:
+        return z
+    return z * matrix if matrix.ndim == 1 else z @ matrix

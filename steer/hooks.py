@@ -1,0 +1,322 @@
+"""Steering: forward hooks on a FLUX transformer that add to activations while a picture is made.
+
+`changing` is the ground: it finds a site's module, hands the rows of the asked stream to a
+function, and adds what comes back. `steering` is that with `Edit`s. Every hook is removed when the
+context ends, whatever is raised inside.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harvest.sites import Site, expand_sites, parse_site
+from steer.coder import Coder
+from steer.edits import Edit
+
+
+class Moment:
+    """What the transformer is doing right now, read from each of its calls.
+
+    Attributes:
+        text: length of the text, in tokens.
+        places: long [image tokens, 3], (image, y, x) of each image token, or None if the call did
+            not say.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        """Nothing is known before the first call."""
+        self._pipe = pipe
+        self._signature = inspect.signature(pipe.transformer.forward)
+        self._timestep: Tensor | None = None
+        self.text = 0
+        self.places: Tensor | None = None
+
+    def read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the transformer."""
+        call = self._signature.bind_partial(*args, **kwargs).arguments
+        self._timestep = call.get("timestep")
+        text, places = call.get("encoder_hidden_states"), call.get("img_ids")
+        self.text = 0 if text is None else text.shape[1]
+        if places is not None:
+            self.places = (places[0] if places.ndim == 3 else places).round().long()
+
+    @property
+    def step(self) -> int:
+        """The denoising step from 0: the place of the current timestep in the scheduler's list.
+
+        A pipeline says its timestep exactly; for a bare transformer the nearest to the `timestep`
+        argument is taken.
+
+        Raises:
+            RuntimeError: the scheduler has no timesteps, so that steps cannot be told apart.
+        """
+        timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
+        current = getattr(self._pipe, "current_timestep", None)
+        if current is None and self._timestep is not None:
+            current = self._timestep.flatten()[0] * 1000
+        if timesteps is None or current is None:
+            raise RuntimeError(
+                "expected a scheduler with timesteps to tell denoising steps apart, found none; "
+                "run the pipeline, or leave out the edit's steps"
+            )
+        distance = timesteps.cpu().double() - torch.as_tensor(current).cpu().double()
+        return int(distance.abs().argmin())
+
+
+Change = Callable[[Tensor, Moment], Tensor | None]
+"""(rows [batch, token, d] of a stream, moment) -> float32 of that shape to add, None for nothing."""
+
+
+@contextmanager
+def changing(pipe: Any, changes: Mapping[str, Change]) -> Iterator[None]:
+    """Add to the activations at sites while the context lasts.
+
+    The sum is made in float32 and returned in the block's dtype; where a change returns None the
+    block's output is passed on untouched.
+
+    Args:
+        pipe: a FLUX pipeline (its `transformer` and `scheduler` are used), called any number of
+            times inside.
+        changes: site name -> change.
+
+    Raises:
+        ValueError: a site the model does not have.
+        TypeError: not a FLUX pipeline.
+    """
+    transformer = getattr(pipe, "transformer", None)
+    if not isinstance(transformer, nn.Module) or not hasattr(transformer, "transformer_blocks"):
+        raise TypeError(
+            f"expected a FLUX pipeline with a transformer, got {type(pipe).__name__}; "
+            "of a loaded model give model.pipe"
+        )
+    moment = Moment(pipe)
+    with ExitStack() as stack:
+
+        def attach(handle: Any) -> None:
+            stack.callback(handle.remove)
+
+        attach(transformer.register_forward_pre_hook(moment.read, with_kwargs=True))
+        for name, change in changes.items():
+            site, module = find_module(transformer, name)
+            hook = _hook(site, change, moment)
+            attach(module.register_forward_hook(hook, with_kwargs=True))
+        yield
+
+
+@contextmanager
+def steering(
+    pipe: Any,
+    coder: Coder,
+    edits: Edit | Iterable[Edit],
+    *,
+    site: str | None = None,
+    directions: Mapping[int, Tensor] | None = None,
+) -> Iterator[None]:
+    """Steer every picture made while the context lasts.
+
+        x' = x + sum_f (new_f - old_f) raw_atom(f)
+
+    Edits of one feature act in the order given, each on what the one before left.
+
+    Args:
+        pipe: a FLUX pipeline, called any number of times inside; steps are counted anew in each
+            call.
+        coder: the dictionary.
+        edits: one or several; none leaves every picture as it is, to the bit.
+        site: where; None for the site in the dictionary's card.
+        directions: feature -> raw direction [d] taken in place of its atom, for a control with
+            random directions.
+
+    Raises:
+        ValueError: a feature, site or unit that does not exist; or, while a picture is made, a
+            region that does not fit its tokens, or activations of another width than the
+            dictionary's.
+    """
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    groups = group_edits(coder, edits, site)
+    changes = {name: _steer(coder, some, directions or {}) for name, some in groups.items()}
+    with changing(pipe, changes) if changes else ExitStack():
+        yield
+
+
+def group_edits(
+    coder: Coder, edits: Iterable[Edit], site: str | None = None
+) -> dict[str, list[Edit]]:
+    """Edits by the site they act at: that of the card, or `site`, in the stream each edit asks for.
+
+    Raises:
+        ValueError: a feature, unit or site that does not exist, or a region on text tokens.
+    """
+    where = parse_site(site or card_site(coder))
+    groups: dict[str, list[Edit]] = {}
+    for edit in edits:
+        coder.check_feature(edit.feature)
+        edit.unit(float(coder.typical[edit.feature]))
+        stream = edit.stream or where.stream
+        if stream == "txt" and edit.region is not None:
+            raise ValueError(
+                f"region: expected none at {where}, as text tokens have no place in the picture; "
+                "leave the region out, or steer a site of the img stream"
+            )
+        groups.setdefault(str(Site(where.block, where.index, stream, where.kind)), []).append(edit)
+    return groups
+
+
+def find_module(transformer: nn.Module, name: str) -> tuple[Site, nn.Module]:
+    """The module whose output holds a site's rows.
+
+    Args:
+        transformer: a `FluxTransformer2DModel`.
+        name: the site's name.
+
+    Raises:
+        ValueError: the model has no such site; the message names the nearest.
+    """
+    doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
+    assert isinstance(doubles, nn.ModuleList) and isinstance(singles, nn.ModuleList)
+    site = parse_site(name)
+    expand_sites([name], double=len(doubles), single=len(singles))
+    block: Any = (doubles if site.block == "double" else singles)[site.index]
+    if site.kind == "attn":
+        return site, block.attn
+    if site.kind != "mlp":
+        return site, block
+    if site.block == "single":
+        return site, block.act_mlp
+    return site, (block.ff if site.stream == "img" else block.ff_context).net[0]
+
+
+def _hook(site: Site, change: Change, moment: Moment) -> Callable[..., Any]:
+    """Forward hook that takes a site's rows out of a module's output and puts changed ones back.
+
+    Outputs come as (text, image), from the attention of a double block as (image, text, ...),
+    joined as one tensor [batch, text + image, d] in single blocks, or as the rows of one stream.
+    """
+    slot = int(site.stream == "img") if site.kind != "attn" else int(site.stream == "txt")
+
+    def take(output: Any) -> Tensor:
+        if isinstance(output, tuple):
+            return output[slot]
+        if site.block == "double":
+            return output
+        return output[:, moment.text :] if site.stream == "img" else output[:, : moment.text]
+
+    def put(output: Any, rows: Tensor) -> Any:
+        if isinstance(output, tuple):
+            return (*output[:slot], rows, *output[slot + 1 :])
+        if site.block == "double":
+            return rows
+        text, image = output[:, : moment.text], output[:, moment.text :]
+        return torch.cat([text, rows] if site.stream == "img" else [rows, image], dim=1)
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        rows = take(output)
+        seen = rows
+        if site.kind == "update":
+            given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+            text, image = given.get("encoder_hidden_states"), given["hidden_states"]
+            before = take(image if text is None else (text, image))
+            seen = rows.float() - before.float()
+        delta = change(seen, moment)
+        if delta is None:
+            return None
+        return put(output, (rows.float() + delta).to(rows.dtype))
+
+    return hook
+
+
+def _steer(coder: Coder, edits: list[Edit], directions: Mapping[int, Tensor]) -> Change:
+    """The change that carries out edits at one site."""
+    features = sorted({edit.feature for edit in edits})
+    units = [edit.unit(float(coder.typical[edit.feature])) for edit in edits]
+    timed = any(edit.steps is not None for edit in edits)
+
+    def change(rows: Tensor, moment: Moment) -> Tensor | None:
+        nonlocal coder
+        step = moment.step if timed else None
+        acting = [
+            (edit, unit) for edit, unit in zip(edits, units, strict=True) if edit.acts_at(step)
+        ]
+        if not acting:
+            return None
+        check_width(coder, rows)
+        coder = coder.to(rows.device)
+        masks = [_cover(edit.region, rows, moment) for edit, _ in acting]
+        old = {feature: rows.new_zeros(rows.shape[:2], dtype=torch.float32) for feature in features}
+        read = [mask for (edit, _), mask in zip(acting, masks, strict=True) if edit.reads]
+        if read:
+            union = torch.stack(read).any(0)
+            codes = coder.encode(rows[union])
+            for feature in {edit.feature for edit, _ in acting if edit.reads}:
+                value = torch.where(codes.indices == feature, codes.values, 0).sum(-1)
+                old[feature][union] = value.float()
+        new = dict(old)
+        for (edit, unit), mask in zip(acting, masks, strict=True):
+            new[edit.feature] = torch.where(
+                mask, edit.new(new[edit.feature], unit), new[edit.feature]
+            )
+        atoms = torch.stack(
+            [
+                torch.as_tensor(directions.get(feature, coder.raw_atom(feature))).to(
+                    rows.device, torch.float32
+                )
+                for feature in features
+            ]
+        )
+        return torch.stack([new[f] - old[f] for f in features], dim=-1) @ atoms
+
+    return change
+
+
+def check_width(coder: Coder, rows: Tensor) -> None:
+    """Raise ValueError unless rows are as wide as the dictionary."""
+    if rows.shape[-1] != coder.d:
+        raise ValueError(
+            f"expected activations of width d = {coder.d}, as the dictionary was trained on, "
+            f"got {rows.shape[-1]}; steer at its own site and model "
+            f"({coder.dictionary.card.get('site', 'unknown')})"
+        )
+
+
+def _cover(region: Any, rows: Tensor, moment: Moment) -> Tensor:
+    """Which tokens a region covers, bool [batch, token]."""
+    batch, tokens = rows.shape[:2]
+    if region is None:
+        return torch.ones(batch, tokens, dtype=torch.bool, device=rows.device)
+    if moment.places is None or len(moment.places) != tokens:
+        raise ValueError(
+            f"region: expected the pipeline to give the place of each of {tokens} image tokens "
+            "(img_ids), found none; leave the region out"
+        )
+    image, y, x = moment.places.to(rows.device).unbind(-1)
+    own = image == 0  # Others belong to pictures given as context.
+    h, w = int(y[own].max()) + 1, int(x[own].max()) + 1
+    if isinstance(region, tuple):
+        y0, x0, y1, x1 = region
+        if y1 > h or x1 > w:
+            raise ValueError(
+                f"region: expected (y0, x0, y1, x1) within the picture's {h} by {w} tokens, "
+                f"got {region}"
+            )
+        cover = own & (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
+        return cover.expand(batch, tokens)
+    if region.shape[-2:] != (h, w) or (region.ndim == 3 and len(region) != batch):
+        wanted = [h, w] if region.ndim == 2 else [batch, h, w]
+        raise ValueError(f"region: expected a mask {wanted}, got {list(region.shape)}")
+    mask = torch.as_tensor(np.ascontiguousarray(region), device=rows.device)
+    return (mask[..., y.clamp(max=h - 1), x.clamp(max=w - 1)] & own).expand(batch, tokens)
+
+
+def card_site(coder: Coder) -> str:
+    """The site in the dictionary's card."""
+    site = coder.dictionary.card.get("site")
+    if not site:
+        raise ValueError("expected a site in the dictionary's card, found none; give site=...")
+    return site

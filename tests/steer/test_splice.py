@@ -1,0 +1,65 @@
+"""The picture with the dictionary's reconstruction in place of the activation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jaxdict.export import Dictionary
+from steer.coder import Coder
+from steer.hooks import changing
+from steer.splice import psnr, splicing
+
+SITE, D = "double.1.img", 32
+
+
+@pytest.fixture
+def perfect():
+    """A dictionary that loses nothing: every direction and its opposite."""
+    both = np.concatenate([np.eye(D), -np.eye(D)]).astype(np.float32)
+    zeros = np.zeros(2 * D, np.float32)
+    bias = np.zeros(D, np.float32)
+    return Coder(Dictionary("topk", D, both, bias, both, zeros, typical=zeros, card={"site": SITE}))
+
+
+def test_a_perfect_dictionary_gives_the_same_picture(pipe, draw, perfect):
+    plain = draw()
+    with splicing(pipe, perfect):
+        torch.testing.assert_close(draw(), plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["topk", "itda"])
+def test_the_site_holds_the_reconstruction_on_the_asked_steps(
+    pipe, draw, random_dictionary, hook_count, kind
+):
+    coder = Coder(random_dictionary(kind, site=SITE))
+    rows = []
+
+    def watch(x, moment):
+        rows.append(x.clone())
+
+    with (
+        changing(pipe, {SITE: watch}),
+        splicing(pipe, coder, steps=(1, 3)),
+        changing(pipe, {SITE: watch}),
+    ):
+        draw()
+    for step, (before, after) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
+        if step in (1, 2):
+            torch.testing.assert_close(
+                after, coder.decode(coder.encode(before)), atol=1e-4, rtol=1e-4
+            )
+            assert not torch.allclose(after, before, atol=1e-2)
+        else:
+            assert torch.equal(after, before)
+    assert hook_count() == 0
+
+
+def test_psnr_by_hand():
+    pictures = np.zeros((2, 2, 2, 3), np.uint8)
+    others = pictures.copy()
+    others[1, 0, 0] = 255  # 1/4 of the pixels off by all: 10 log10(4) dB
+    np.testing.assert_allclose(psnr(pictures, others), [np.inf, 10 * np.log10(4)])
+    with pytest.raises(ValueError, match="one shape"):
+        psnr(pictures, others[:1])
