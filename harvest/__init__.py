@@ -1,0 +1,1 @@
+"""Prompts to activations: run a FLUX pipeline, keep what its blocks computed in a Zarr store."""

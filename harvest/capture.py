@@ -1,0 +1,205 @@
+"""Reading activations: forward hooks on the blocks of a FLUX transformer, several sites in one pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harvest.sites import Site, parse_site
+
+_LISTS = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
+
+
+class Capture:
+    """Keeps the activations of chosen sites while a pipeline runs.
+
+    A context manager: hooks are there inside it and gone after it, whatever is raised. Only the
+    asked stream of the asked sites is copied, as bfloat16, once a step.
+
+    Args:
+        transformer: A ``FluxTransformer2DModel``. Single blocks may return ``(text, image)``, as in
+            current diffusers, or one joined tensor, as in older ones.
+        sites: Site names.
+        steps: Forward passes that make one image.
+
+    Raises:
+        ValueError: If the transformer lacks a site.
+    """
+
+    def __init__(self, transformer: nn.Module, sites: Sequence[str], *, steps: int) -> None:
+        """Find the modules; no hook is set yet."""
+        self._transformer = transformer
+        self._steps = steps
+        self._signature = inspect.signature(transformer.forward)
+        self._sites = {name: parse_site(name) for name in sites}
+        self._modules = {name: _module(transformer, site) for name, site in self._sites.items()}
+        self._handles: list[Any] = []
+        self._buffers: dict[str, Tensor] = {}
+        self._text = 0
+        self._step = -1
+
+    def __enter__(self) -> Capture:
+        """Set the hooks."""
+        self._step = -1
+        try:
+            hook = self._transformer.register_forward_pre_hook(self._before, with_kwargs=True)
+            self._handles.append(hook)
+            for name, module in self._modules.items():
+                hook = _Keep(self, name, self._sites[name], module)
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the hooks."""
+        self._remove()
+
+    def take(self) -> dict[str, Tensor]:
+        """Hand over what the last images left, and start again.
+
+        Returns:
+            Site -> bfloat16 [image, step, token, d] on the CPU. The memory is used again by the
+            next forward pass: copy what is to stay.
+
+        Raises:
+            RuntimeError: If there were fewer forward passes than `steps`.
+        """
+        if self._step + 1 != self._steps:
+            raise RuntimeError(
+                f"expected {self._steps} forward passes, got {self._step + 1}; run a whole image"
+            )
+        self._step = -1
+        if any(buffer.is_pinned() for buffer in self._buffers.values()):
+            torch.cuda.synchronize()
+        return {name: self._buffers[name].transpose(0, 1) for name in self._sites}
+
+    def reset(self) -> None:
+        """Forget an image that was begun, after an error inside the pipeline."""
+        self._step = -1
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Copy the rows of a site at the current step, [image, token, d]."""
+        shape = (self._steps, *value.shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != shape:
+            pin = value.device.type == "cuda"
+            buffer = torch.empty(shape, dtype=torch.bfloat16, pin_memory=pin)
+            self._buffers[name] = buffer
+        buffer[self._step].copy_(value.detach(), non_blocking=True)
+
+    @property
+    def text(self) -> int:
+        """Length of the text in the current forward pass, in tokens."""
+        return self._text
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        call = self._signature.bind_partial(*args, **kwargs).arguments
+        self._text = call["encoder_hidden_states"].shape[1]
+        self._step += 1
+        if self._step >= self._steps:
+            raise RuntimeError(
+                f"expected {self._steps} forward passes an image, got more; call take() after each"
+            )
+
+    def _remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+
+class _Keep:
+    """The hook of one site: picks its stream out of what a module was given and gave."""
+
+    def __init__(self, capture: Capture, name: str, site: Site, module: nn.Module) -> None:
+        self._capture, self._name, self._site = capture, name, site
+        self._signature = inspect.signature(module.forward)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        value = self._pick(output)
+        if self._site.kind == "update":
+            before = self._input(self._signature.bind_partial(*args, **kwargs).arguments, output)
+            value = value.float() - before.float()
+        self._capture.keep(self._name, value)
+
+    def _pick(self, output: Any) -> Tensor:
+        """The asked stream of an output, which is one stream, two, or both joined (text first)."""
+        image = self._site.stream == "img"
+        if isinstance(output, tuple):
+            text_first = (
+                self._site.kind != "attn"
+            )  # blocks give (text, image), attention the reverse
+            return output[int(image) if text_first else int(not image)]
+        if self._site.block == "double":
+            return output
+        return self._joined(output)
+
+    def _joined(self, tensor: Tensor) -> Tensor:
+        text = self._capture.text
+        return tensor[:, text:] if self._site.stream == "img" else tensor[:, :text]
+
+    def _input(self, call: dict[str, Any], output: Any) -> Tensor:
+        if isinstance(output, tuple):
+            image = self._site.stream == "img"
+            return call["hidden_states" if image else "encoder_hidden_states"]
+        return self._joined(call["hidden_states"])
+
+
+def site_shape(
+    transformer: Any, site: str, *, image_tokens: int, text_tokens: int
+) -> tuple[int, int]:
+    """Shape of a site's rows for one image and step.
+
+    Args:
+        transformer: A ``FluxTransformer2DModel``.
+        site: Its name.
+        image_tokens: Tokens of the image stream.
+        text_tokens: Tokens of the text stream.
+
+    Returns:
+        (tokens, d).
+
+    Raises:
+        ValueError: If the transformer lacks the site.
+    """
+    place = parse_site(site)
+    tokens = image_tokens if place.stream == "img" else text_tokens
+    module = _module(transformer, place)
+    if place.kind != "mlp":
+        config = transformer.config
+        return tokens, config.num_attention_heads * config.attention_head_dim
+    if place.block == "double":
+        linear: Any = module.get_submodule("proj")
+    else:
+        linear = transformer.single_transformer_blocks[place.index].proj_mlp
+    return tokens, int(linear.out_features)
+
+
+def _module(transformer: nn.Module, site: Site) -> nn.Module:
+    """The module whose output holds a site."""
+    blocks = getattr(transformer, _LISTS[site.block], ())
+    path = {
+        "": "",
+        "update": "",
+        "attn": "attn",
+        "mlp": "act_mlp" if site.block == "single" else "ff.net.0",
+    }[site.kind]
+    if site.kind == "mlp" and site.block == "double" and site.stream == "txt":
+        path = "ff_context.net.0"
+    try:
+        return blocks[site.index].get_submodule(path)
+    except (IndexError, AttributeError) as error:
+        raise ValueError(
+            f"the model has no site {site}: it has {len(blocks)} {site.block} blocks"
+            + (f", and no {path} in them" if len(blocks) > site.index else "")
+        ) from error

@@ -1,0 +1,76 @@
+"""Settings of `jaxdict harvest`, checked when they are made. Imports neither torch nor jax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    """Run a FLUX pipeline over prompts and keep the activations of chosen sites in a store.
+
+    The same command on the same --out goes on with a run that was cut off.
+    """
+
+    EXAMPLE: ClassVar[str] = (
+        "jaxdict harvest --model shapes --sites double.2.img double.2.txt --images 1500 --steps 4 "
+        "--out runs/store"
+    )
+
+    out: Path
+    """Folder of the store; an unfinished harvest with the same settings is resumed."""
+    model: str = "shapes"
+    """The embedded model (shapes), a folder with a FLUX pipeline, or a hub id."""
+    sites: tuple[str, ...] = ("double.2.img",)
+    """Sites to read, names or globs: double.2.img, 'single.*.txt', double.0.img.mlp (also .attn, .update)."""
+    prompts: str = "shapes"
+    """Where prompts come from: shapes (captions of the embedded world) or a .txt, .jsonl or .csv file."""
+    images: int = 0
+    """Images to make; prompts of a file are used in order and repeated as needed. 0 means each prompt of the file once, or 1000 captions."""
+    steps: int = 0
+    """Denoising steps of each image, all of them harvested. 0 means the model's own number (8 for shapes)."""
+    seed: int = 0
+    """Seed of the captions and of the noise; the noise of an image depends on this and its number only."""
+    batch: int = 0
+    """Images in one forward pass. 0 means 16, or fewer for large pictures."""
+    images_per_shard: int = 0
+    """Images written, and resumed, together. 0 means up to 16 batches, as fit in 64 MiB."""
+    validation: float = 0.2
+    """Share of the prompts that is held out, in [0, 1); a prompt is never in both splits."""
+    max_sequence_length: int = 0
+    """Length of the text in T5 tokens. 0 means the model's own (32 for shapes, 256 for schnell, 512 for dev)."""
+    height: int = 0
+    """Height of the pictures in pixels. 0 means the model's own."""
+    width: int = 0
+    """Width of the pictures in pixels. 0 means the model's own."""
+    guidance: float | None = None
+    """Guidance scale. None means the model's own (0 for shapes and schnell, 3.5 for dev)."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """Quantize the transformer and T5 by bitsandbytes while loading (int8 needs a GPU)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the computation; auto is bfloat16 on a GPU and float32 on a CPU. Activations are always kept as bfloat16."""
+    device: str = "auto"
+    """Torch device, such as cpu or cuda:0; auto is a GPU where there is one."""
+    pictures: bool = True
+    """Keep the final pictures in the store."""
+
+    def __post_init__(self) -> None:
+        """Check every field that can be checked without the model."""
+        for name in ("images", "steps", "seed", "batch", "images_per_shard", "height", "width"):
+            _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        _expect(self.seed < 2**63, "seed", "less than 2**63", self.seed)
+        length = self.max_sequence_length
+        _expect(0 <= length <= 512, "max_sequence_length", "0 to 512 tokens", length)
+        _expect(0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
+        _expect(any(self.sites), "sites", "at least one site such as double.2.img", self.sites)
+        _expect(bool(self.model), "model", "shapes, a folder or a hub id", self.model)
+        guidance = self.guidance
+        _expect(guidance is None or guidance >= 0, "guidance", "0 or more", guidance)
+
+
+def _expect(holds: bool, name: str, expected: str, got: object) -> None:
+    if not holds:
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{flag}: expected {expected}, got {got!r}; change {flag}")

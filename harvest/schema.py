@@ -1,0 +1,247 @@
+"""What an activation store holds: its spec, its fingerprint, its chunks and its bfloat16 bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FORMAT = "jaxdict-activations"
+VERSION = 1
+STATISTICS = ("sum", "sum of squares", "min", "max")
+TARGET_CHUNK = 1_500_000
+"""Bytes of an inner chunk aimed at: large enough to read fast, small enough to read little."""
+
+_RESERVED = (
+    *("format", "version", "fingerprint", "images", "steps", "images_per_shard", "grid"),
+    *("picture", "sites", "words", "prompts", "seeds", "split", "labels", "sigmas", "timesteps"),
+)
+_UNCOMPARED = ("versions",)
+
+
+class Statistics(NamedTuple):
+    """Statistics of the rows of one site, in float64.
+
+    Args:
+        count: Number of rows n.
+        mean: ``sum x / n``, [d], in units of the activation.
+        second: Mean of squares ``sum x^2 / n``, [d].
+        min: Smallest value, [d].
+        max: Largest value, [d].
+    """
+
+    count: int
+    mean: np.ndarray
+    second: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Variance of each dimension over the rows, ``second - mean^2`` (never below 0), [d]."""
+        return np.maximum(self.second - self.mean**2, 0.0)
+
+    @property
+    def norm(self) -> float:
+        """Root mean square of the rows' norms, ``sqrt(sum_d second)``."""
+        return float(np.sqrt(self.second.sum()))
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Everything that defines a store's contents, known before the first activation.
+
+    Args:
+        sites: Site -> (tokens, d).
+        images: Number of images.
+        steps: Number of denoising steps.
+        prompts: Prompt of each image.
+        seeds: Seed of each image.
+        split: 0 (train) or 1 (validation) for each image.
+        labels: Ground-truth tags of each image, attribute -> values; ``{}`` where unknown.
+        sigmas: Noise level of each step, in [0, 1].
+        timesteps: The scheduler's timestep of each step.
+        grid: (h, w) of the image tokens; token t lies at y = t // w, x = t % w.
+        words: Text token strings of each image, or None where there are none.
+        picture: (height, width) of the pictures in pixels, or None to keep no pictures.
+        attrs: Further attributes (model, scheduler, guidance, resolution, config), JSON-able.
+        images_per_shard: Images that are written, and resumed, together.
+
+    Raises:
+        ValueError: If the lengths disagree, naming the field.
+    """
+
+    sites: Mapping[str, tuple[int, int]]
+    images: int
+    steps: int
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    split: Sequence[int]
+    sigmas: Sequence[float]
+    timesteps: Sequence[float]
+    grid: tuple[int, int]
+    labels: Sequence[Mapping[str, Sequence[str]]] = ()
+    words: Sequence[Sequence[str]] | None = None
+    picture: tuple[int, int] | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    images_per_shard: int = 64
+
+    def __post_init__(self) -> None:
+        """Check that the parts agree."""
+        if self.images < 1 or self.steps < 1 or self.images_per_shard < 1 or not self.sites:
+            raise ValueError(
+                "expected at least one site, image, step and image per shard, got "
+                f"{len(self.sites)}, {self.images}, {self.steps} and {self.images_per_shard}"
+            )
+        for name, length in (
+            *(("prompts", self.images), ("seeds", self.images), ("split", self.images)),
+            *(("sigmas", self.steps), ("timesteps", self.steps)),
+        ):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"expected {length} {name}, got {len(getattr(self, name))}")
+        if len(self.labels) not in (0, self.images):
+            raise ValueError(f"expected {self.images} labels or none, got {len(self.labels)}")
+        if self.words is not None and len(self.words) != self.images:
+            raise ValueError(f"expected words of {self.images} images, got {len(self.words)}")
+        if self.words is not None and len({len(row) for row in self.words}) > 1:
+            raise ValueError("expected as many words for each image; pad them to one length")
+        for name, (tokens, _) in self.sites.items():
+            stream = [*name.split("."), "", "", ""][2]
+            if stream == "img" and tokens != math.prod(self.grid):
+                raise ValueError(f"{name} has {tokens} tokens, but the grid is {self.grid}")
+            if stream == "txt" and self.words is not None and tokens != len(self.words[0]):
+                raise ValueError(f"{name} has {tokens} tokens, but {len(self.words[0])} words")
+        clash = sorted(set(self.attrs) & set(_RESERVED))
+        if clash:
+            raise ValueError(f"attrs may not hold the store's own names, got {clash}; rename them")
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.images // self.images_per_shard)
+
+    def content(self) -> dict[str, Any]:
+        """Everything above as plain JSON values (tuples are lists)."""
+        plain = {
+            "sites": {name: [int(n) for n in shape] for name, shape in self.sites.items()},
+            "images": int(self.images),
+            "steps": int(self.steps),
+            "images_per_shard": int(self.images_per_shard),
+            "grid": [int(n) for n in self.grid],
+            "picture": None if self.picture is None else [int(n) for n in self.picture],
+            "seeds": [int(n) for n in self.seeds],
+            "split": [int(n) for n in self.split],
+            "sigmas": [float(x) for x in self.sigmas],
+            "timesteps": [float(x) for x in self.timesteps],
+            "prompts": list(self.prompts),
+            "labels": [dict(tags) for tags in self.labels] or [{}] * self.images,
+            "words": None if self.words is None else [list(row) for row in self.words],
+            **self.attrs,
+        }
+        return json.loads(json.dumps(plain))
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Digest of what defines a store's contents.
+
+    Args:
+        content: From ``StoreSpec.content``; ``versions`` in it does not count.
+
+    Returns:
+        SHA-256 of the canonical JSON text, in hex.
+    """
+    kept = {name: value for name, value in content.items() if name not in _UNCOMPARED}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stamp(digest: str) -> int:
+    """First 64 bits of a fingerprint: each finished shard carries it."""
+    return int(digest[:16], 16)
+
+
+def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Find where two JSON values differ.
+
+    Args:
+        old: One value.
+        new: The other value.
+        name: Dotted path of both, so far.
+
+    Returns:
+        (path, old value, new value) of the first difference, or None.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            if not name and key in _UNCOMPARED:
+                continue
+            path = f"{name}.{key}" if name else str(key)
+            found = first_difference(old.get(key), new.get(key), path)
+            if found:
+                return found
+        return None
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) > 3:
+        pairs = enumerate(zip(old, new, strict=True))
+        return next(((f"{name}[{i}]", a, b) for i, (a, b) in pairs if a != b), None)
+    return None if old == new else (name, old, new)
+
+
+def chunk_shape(shape: tuple[int, ...], itemsize: int = 2) -> tuple[int, ...]:
+    """Inner chunk of a shard: whole rows, then tokens, steps, images, near ``TARGET_CHUNK`` bytes.
+
+    Args:
+        shape: Shape of the shard, with the width last.
+        itemsize: Bytes of one value.
+
+    Returns:
+        A shape that divides ``shape``.
+    """
+    chunk = [1] * len(shape)
+    chunk[-1] = shape[-1]
+    size = shape[-1] * itemsize
+    for axis in reversed(range(len(shape) - 1)):
+        length = shape[axis]
+        divisors = [n for n in range(1, length + 1) if length % n == 0]
+        chunk[axis] = min(divisors, key=lambda n: abs(math.log(n * size / TARGET_CHUNK)))
+        size *= chunk[axis]
+        if chunk[axis] < length:
+            break
+    return tuple(chunk)
+
+
+def to_bits(values: np.ndarray) -> np.ndarray:
+    """Round to bfloat16, to nearest and ties to even, and give the bits.
+
+    Args:
+        values: Any floats; uint16 is taken to be bits already.
+
+    Returns:
+        uint16 of the same shape. NaN stays NaN.
+    """
+    if values.dtype == np.uint16:
+        return values
+    wide = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    bits = ((wide + (((wide >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
+    nan = (wide & 0x7FFFFFFF) > 0x7F800000
+    if nan.any():
+        bits[nan] = 0x7FC0
+    return bits
+
+
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    """Give the float32 values of bfloat16 bits; exact.
+
+    Args:
+        bits: uint16.
+
+    Returns:
+        float32 of the same shape.
+    """
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)

@@ -1,0 +1,313 @@
+"""Reading an activation store: a Zarr v3 group that any zarr tool can open.
+
+    sites/<site>            [image, step, token, d]  bfloat16 as its bits in uint16, sharded, crc32c
+    statistics/<site>       [shard, statistic, d]    sum, sum of squares, min, max of each shard
+    images/prompt labels seed split done word picture     one entry an image
+    steps/sigma timestep                                  one entry a step
+    tokens/img              (y, x) of each image token
+    shards/stamp            first 64 bits of the fingerprint, for each shard that is done
+
+The group's attributes say what it is (format, version, fingerprint) and where it comes from (model,
+scheduler, guidance, resolution, config).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from harvest.schema import FORMAT, VERSION, Statistics, StoreSpec, from_bits, stamp
+from harvest.writer import StoreWriter, create_store
+
+__all__ = ["Statistics", "Store", "StoreSpec", "StoreWriter", "create_store", "open_store"]
+
+_SPLITS = {"train": 0, "validation": 1}
+_OWN = ("format", "version", "fingerprint")
+
+
+def open_store(path: str | Path) -> Store:
+    """Open an activation store for reading.
+
+    Args:
+        path: Its folder.
+
+    Returns:
+        The store. What is done is read now: a store that grows is opened again.
+
+    Raises:
+        ValueError: If it is not a store, is of a newer version, or is mixed from several.
+    """
+    path = Path(path)
+    again = "make one with `jaxdict harvest --out ...`"
+    if not path.exists():
+        raise ValueError(f"expected an activation store at {path}, but nothing is there; {again}")
+    try:
+        group = zarr.open_group(path, mode="r")
+    except (FileNotFoundError, NotADirectoryError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"expected an activation store at {path}, got something else; {again}"
+        ) from error
+    attrs = dict(group.attrs)
+    if attrs.get("format") != FORMAT:
+        raise ValueError(
+            f"expected a Zarr group of format {FORMAT!r} at {path}, got {attrs.get('format')!r}; "
+            + again
+        )
+    version = attrs.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(
+            f"{path} is an activation store of version {version}, but this jaxdict reads up to "
+            f"{VERSION}; upgrade jaxdict"
+        )
+    store = Store(path, group, attrs)
+    store.check()
+    return store
+
+
+class Store:
+    """An activation store, read only; see `open_store`.
+
+    Attributes:
+        path: Its folder.
+        attrs: Its attributes: model, scheduler, guidance, resolution, config and its own.
+        fingerprint: SHA-256 in hex of what defines its contents.
+        sites: Names of its sites, in the order of the model.
+        images: Number of images.
+        steps: Number of denoising steps.
+        grid: (h, w) of the image tokens; token t lies at y = t // w, x = t % w.
+    """
+
+    def __init__(self, path: Path, group: zarr.Group, attrs: dict[str, Any]) -> None:
+        """Take what `open_store` found."""
+        self.path = path
+        self.attrs = attrs
+        self._group = group
+        self.fingerprint: str = attrs["fingerprint"]
+        self.sites: tuple[str, ...] = tuple(attrs["sites"])
+        self.images: int = attrs["images"]
+        self.steps: int = attrs["steps"]
+        self.grid: tuple[int, int] = tuple(attrs["grid"])
+
+    def shape(self, site: str) -> tuple[int, int, int, int]:
+        """Shape of a site, (images, steps, tokens, d)."""
+        tokens, d = self.attrs["sites"][self._known(site)]
+        return self.images, self.steps, tokens, d
+
+    def read(self, site: str, images: Any = slice(None), steps: Any = None) -> np.ndarray:
+        """Read activations.
+
+        Args:
+            site: One of ``sites``.
+            images: A slice, an integer array or a boolean mask of images.
+            steps: None for all, or as `images`, of steps.
+
+        Returns:
+            float32 [image, step, token, d], exactly the stored bfloat16 values.
+
+        Raises:
+            ValueError: If the site is not in the store, an image is out of range or not harvested
+                yet, or the data on the disk is damaged.
+        """
+        return from_bits(self.read_bits(site, images, steps))
+
+    def read_bits(self, site: str, images: Any = slice(None), steps: Any = None) -> np.ndarray:
+        """Read activations as bfloat16 bits, uint16; otherwise as `read`."""
+        wanted = _indices(images, self.images, "image")
+        chosen = None if steps is None else _indices(steps, self.steps, "step")
+        self._known(site)
+        self._finished(wanted)
+        return self._gather(f"sites/{site}", wanted, chosen)
+
+    def pictures(self, images: Any = slice(None)) -> np.ndarray:
+        """Read the final pictures, uint8 [n, H, W, 3]; `images` as in `read`."""
+        if self.attrs["picture"] is None:
+            raise ValueError(f"{self.path} keeps no pictures; harvest with --pictures")
+        wanted = _indices(images, self.images, "image")
+        self._finished(wanted)
+        return self._gather("images/picture", wanted, None)
+
+    def indices(self, split: str = "all") -> np.ndarray:
+        """Images that are done: of ``train``, of ``validation`` or of ``all``; int64, ascending."""
+        if split not in ("all", *_SPLITS):
+            raise ValueError(f"expected train, validation or all, got {split!r}")
+        mask = self.done if split == "all" else self.done & (self.split == _SPLITS[split])
+        return np.flatnonzero(mask).astype(np.int64)
+
+    def statistics(self, site: str) -> Statistics:
+        """Statistics of a site over all rows that are done (both splits).
+
+        Raises:
+            ValueError: If the site is not in the store or nothing is done yet.
+        """
+        _, steps, tokens, _ = self.shape(site)
+        done = self._stamps != 0
+        if not done.any():
+            raise ValueError(f"{self.path} holds no finished image yet; run its harvest again")
+        parts = np.asarray(self._array(f"statistics/{site}")[:])[done]
+        per_shard = self.attrs["images_per_shard"]
+        lengths = np.minimum(per_shard, self.images - np.arange(len(done)) * per_shard)
+        count = int(lengths[done].sum()) * steps * tokens
+        total, square = parts[:, 0].sum(0), parts[:, 1].sum(0)
+        return Statistics(
+            count, total / count, square / count, parts[:, 2].min(0), parts[:, 3].max(0)
+        )
+
+    @cached_property
+    def done(self) -> np.ndarray:
+        """Which images are harvested, bool [images]."""
+        return self._column("done").astype(bool)
+
+    @cached_property
+    def split(self) -> np.ndarray:
+        """0 train, 1 validation, uint8 [images]; a prompt is never in both."""
+        return self._column("split")
+
+    @cached_property
+    def seeds(self) -> np.ndarray:
+        """Seed of each image, int64 [images]."""
+        return self._column("seed")
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Prompt of each image."""
+        return self._column("prompt").tolist()
+
+    @cached_property
+    def labels(self) -> list[dict[str, list[str]]]:
+        """Ground-truth tags of each image, attribute -> values; ``{}`` where unknown."""
+        return [json.loads(text) for text in self._column("labels").tolist()]
+
+    @cached_property
+    def words(self) -> list[list[str]]:
+        """Text tokens of each image as strings; empty lists where the store keeps none."""
+        if self.attrs["words"] is None:
+            return [[] for _ in range(self.images)]
+        return self._column("word").tolist()
+
+    @cached_property
+    def sigmas(self) -> np.ndarray:
+        """Noise level of each step, float64 [steps]."""
+        return np.asarray(self._array("steps/sigma")[:])
+
+    @cached_property
+    def timesteps(self) -> np.ndarray:
+        """The scheduler's timestep of each step, float64 [steps]."""
+        return np.asarray(self._array("steps/timestep")[:])
+
+    def content(self) -> dict[str, Any]:
+        """What defines the store, as `StoreSpec.content` gives it."""
+        plain = {key: value for key, value in self.attrs.items() if key not in _OWN}
+        plain["words"] = None if plain["words"] is None else self.words
+        return {
+            **plain,
+            "seeds": self.seeds.tolist(),
+            "split": self.split.tolist(),
+            "sigmas": self.sigmas.tolist(),
+            "timesteps": self.timesteps.tolist(),
+            "prompts": self.prompts,
+            "labels": self.labels,
+        }
+
+    def check(self) -> None:
+        """Raise ValueError if arrays are missing, or parts come from another store."""
+        shapes = {f"sites/{site}": self.shape(site) for site in self.sites}
+        shapes |= {f"images/{name}": (self.images,) for name in ("prompt", "seed", "split", "done")}
+        for name, shape in shapes.items():
+            found = self._array(name).shape if name in self._group else None
+            if found != tuple(shape):
+                raise ValueError(
+                    f"{self.path} is mixed or damaged: expected {name} of shape {tuple(shape)}, "
+                    f"got {found}; harvest it again into a new folder"
+                )
+        own = np.uint64(stamp(self.fingerprint))
+        other = np.flatnonzero((self._stamps != 0) & (self._stamps != own))
+        if len(other):
+            raise ValueError(
+                f"{self.path} is mixed: its shard {other[0]} was written for another store; "
+                "harvest it again into a new folder"
+            )
+
+    @cached_property
+    def _stamps(self) -> np.ndarray:
+        return np.asarray(self._array("shards/stamp")[:])
+
+    def _array(self, name: str) -> Any:
+        return self._group[name]
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.asarray(self._array(f"images/{name}")[:])
+
+    def _known(self, site: str) -> str:
+        if site not in self.attrs["sites"]:
+            raise ValueError(
+                f"{self.path} holds no site {site!r}; it holds {', '.join(self.sites)}"
+            )
+        return site
+
+    def _finished(self, wanted: np.ndarray) -> None:
+        missing = wanted[~self.done[wanted]]
+        if len(missing):
+            raise ValueError(
+                f"image {missing[0]} of {self.path} is not harvested yet "
+                f"({int(self.done.sum())} of {self.images} are); run its harvest again, or read only store.indices('all')"
+            )
+
+    def _gather(self, name: str, wanted: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
+        """Read images in any order: one request for each run of neighbouring chunks."""
+        array = self._array(name)
+        first, last, pick = 0, None, slice(None)
+        if steps is not None and len(steps):
+            first, last = int(steps.min()), int(steps.max()) + 1
+            if len(steps) != last - first or (np.diff(steps) != 1).any():
+                pick = steps - first
+        span = (slice(first, last),) if name.startswith("sites/") else ()
+        tail = array.shape[1:]
+        if steps is not None:
+            tail = (len(steps), *tail[1:])
+        out = np.empty((len(wanted), *tail), array.dtype)
+        if out.size == 0:
+            return out
+        order = np.argsort(wanted, kind="stable")
+        ranked = wanted[order]
+        cuts = np.flatnonzero(np.diff(ranked // array.chunks[0]) > 1) + 1
+        for places in np.split(order, cuts):
+            group = wanted[places]
+            low, high = int(group[0]), int(group[-1]) + 1
+            try:
+                block = np.asarray(array[(slice(low, high), *span)])
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{name} of {self.path}, images {low} to {high - 1}, cannot be read "
+                    f"({error}); the data is damaged: harvest it again into a new folder"
+                ) from error
+            if span:
+                block = block[:, pick]
+            whole = len(group) == high - low and (np.diff(group) == 1).all()
+            rows = slice(None) if whole else group - low
+            if whole and len(wanted) == len(group) and (np.diff(places) == 1).all():
+                return np.ascontiguousarray(block)
+            out[places] = block[rows]
+        return out
+
+
+def _indices(which: Any, length: int, noun: str) -> np.ndarray:
+    """Turn a slice, indices or a mask into int64 indices within `length`."""
+    if isinstance(which, slice):
+        return np.arange(length, dtype=np.int64)[which]
+    array = np.atleast_1d(np.asarray(which))
+    if array.dtype == bool:
+        if array.shape != (length,):
+            raise ValueError(f"expected a mask of {length} {noun}s, got shape {array.shape}")
+        return np.flatnonzero(array)
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"expected {noun}s as a slice, integers or a mask, got {which!r}")
+    if array.min() < -length or array.max() >= length:
+        raise ValueError(f"expected {noun}s from 0 to {length - 1}, got {which!r}")
+    return np.where(array < 0, array + length, array).astype(np.int64)

@@ -1,0 +1,41 @@
+"""The embedded model, and a folder with one like it whose weights are random and all in use."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    from harvest.models import load_model
+
+    return load_model("shapes", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def random_folder(tmp_path_factory):
+    """A guided pipeline with random weights and a shifted schedule, as FLUX.1-dev has."""
+    from diffusers import FluxTransformer2DModel
+
+    from harvest.models import EMBEDDED
+
+    folder = tmp_path_factory.mktemp("model") / "random"
+    shutil.copytree(EMBEDDED, folder)
+    config = dict(FluxTransformer2DModel.load_config(str(EMBEDDED / "transformer")))
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel.from_config(config | {"guidance_embeds": True})
+    shutil.rmtree(folder / "transformer")
+    transformer.save_pretrained(folder / "transformer")
+    path = folder / "scheduler" / "scheduler_config.json"
+    schedule = json.loads(path.read_text()) | {"use_dynamic_shifting": True, "shift": 3.0}
+    path.write_text(json.dumps(schedule))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_model(random_folder):
+    from harvest.models import load_model
+
+    return load_model(str(random_folder), device="cpu")

@@ -1,0 +1,320 @@
+"""The activation store on a real disk: what is written is read, resumed, refused, and never half there."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from harvest.schema import chunk_shape, from_bits, to_bits
+from harvest.store import create_store, open_store
+from tests.harvest.synthetic import SITES, content, make_spec, write
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "store"
+    spec = make_spec()
+    activations, pictures = content(spec)
+    writer = create_store(path, spec)
+    for shard in writer.pending():
+        write(writer, shard, activations, pictures)
+    rounded = {site: from_bits(to_bits(a)) for site, a in activations.items()}
+    return open_store(path), spec, rounded, pictures
+
+
+def same_files(left, right):
+    files = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (left, right)
+    ]
+    assert files[0].keys() == files[1].keys()
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == []
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32)))
+def test_bits_are_rounded_as_torch_rounds_them(values):
+    torch = pytest.importorskip("torch")
+    expected = torch.from_numpy(values.copy()).to(torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(from_bits(to_bits(values)), expected)
+
+
+@settings(deadline=None)
+@given(arrays(np.uint16, 30))
+def test_bits_survive_a_round_trip(bits):
+    values = from_bits(bits)
+    np.testing.assert_array_equal(to_bits(values)[~np.isnan(values)], bits[~np.isnan(values)])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 700), min_size=2, max_size=4), st.sampled_from((1, 2)))
+def test_an_inner_chunk_divides_its_shard(shape, itemsize):
+    chunk = chunk_shape(tuple(shape), itemsize)
+    assert all(n % c == 0 for n, c in zip(shape, chunk, strict=True))
+    assert chunk[-1] == shape[-1]
+
+
+def test_chunks_of_flux_are_of_a_good_size():
+    for shard in ((16, 4, 4096, 3072), (16, 4, 512, 3072), (100, 4, 64, 128), (8, 4, 1024, 12288)):
+        assert 0.5e6 < np.prod(chunk_shape(shard)) * 2 < 4e6
+
+
+def test_everything_comes_back(full):
+    store, spec, activations, pictures = full
+    assert store.sites == tuple(SITES) and (store.images, store.steps) == (11, 3)
+    for site in SITES:
+        assert store.shape(site) == (11, 3, *SITES[site])
+        np.testing.assert_array_equal(store.read(site), activations[site])
+    np.testing.assert_array_equal(store.pictures(), pictures)
+    assert store.prompts == spec.prompts and store.words == spec.words
+    assert store.labels == spec.labels
+    assert store.seeds.tolist() == spec.seeds and store.seeds.dtype == np.int64
+    assert store.split.tolist() == spec.split and store.done.all()
+    assert store.sigmas.tolist() == spec.sigmas and store.timesteps.tolist() == spec.timesteps
+    assert store.grid == (3, 4) and store.attrs["model"] == {"name": "toy"}
+    assert store.indices("validation").tolist() == [0, 4, 8]
+    assert store.indices("train").tolist() == [1, 2, 3, 5, 6, 7, 9, 10]
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_selection_reads_as_numpy_would(full, data):
+    store, _, activations, pictures = full
+    number = st.integers(-11, 10)
+    which = data.draw(
+        st.one_of(
+            st.builds(
+                slice, st.none() | number, st.none() | number, st.sampled_from((None, 1, 3, -1))
+            ),
+            st.lists(number, max_size=9).map(lambda x: np.array(x, int)),
+            arrays(bool, 11),
+        )
+    )
+    steps = data.draw(
+        st.none() | st.lists(st.integers(0, 2), max_size=4).map(lambda x: np.array(x, int))
+    )
+    expected = activations["double.2.img"][which]
+    if steps is not None:
+        expected = expected[:, steps]
+    np.testing.assert_array_equal(store.read("double.2.img", which, steps), expected)
+    np.testing.assert_array_equal(store.pictures(which), pictures[which])
+
+
+def test_statistics_are_those_of_the_stored_rows(full):
+    store, _, activations, _ = full
+    for site, (_, d) in SITES.items():
+        rows = activations[site].reshape(-1, d).astype(np.float64)
+        got = store.statistics(site)
+        assert got.count == len(rows)
+        np.testing.assert_allclose(got.mean, rows.mean(0), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(got.second, (rows**2).mean(0), rtol=1e-12)
+        np.testing.assert_allclose(got.variance, rows.var(0), rtol=1e-10)
+        np.testing.assert_array_equal(got.min, rows.min(0))
+        np.testing.assert_array_equal(got.max, rows.max(0))
+        np.testing.assert_allclose(got.norm, np.sqrt((rows**2).sum(1).mean()), rtol=1e-12)
+
+
+def test_any_zarr_tool_can_open_it(full):
+    store = full[0]
+    array = zarr.open_array(store.path, path="sites/double.2.img", mode="r")
+    assert array.attrs["dtype"] == "bfloat16" and array.dtype == np.uint16
+    assert array.metadata.dimension_names == ("image", "step", "token", "d")
+    assert zarr.open_array(store.path, path="images/prompt", mode="r")[1] == "a café number 1"
+    places = zarr.open_array(store.path, path="tokens/img", mode="r")[:]
+    assert places[5].tolist() == [1, 1]
+
+
+def test_writing_again_and_in_another_order_gives_the_same_bytes(full, tmp_path):
+    spec = make_spec()
+    activations, pictures = content(spec)
+    writer = create_store(tmp_path / "again", spec)
+    for shard in (2, 0, 2, 1, 0):
+        write(writer, shard, activations, pictures)
+    same_files(full[0].path, tmp_path / "again")
+
+
+def test_a_resumed_store_lacks_only_what_was_not_written(tmp_path, full):
+    spec = make_spec()
+    activations, pictures = content(spec)
+    write(create_store(tmp_path / "s", spec), 1, activations, pictures)
+    (tmp_path / "s/sites/double.2.img/c/0.0f.partial").write_bytes(b"left by a kill")
+    writer = create_store(tmp_path / "s", make_spec(attrs=spec.attrs | {"versions": {"x": "2"}}))
+    assert writer.pending() == [0, 2]
+    store = open_store(tmp_path / "s")
+    assert store.indices().tolist() == [4, 5, 6, 7]
+    assert store.statistics("double.2.img").count == 4 * 3 * 12
+    with pytest.raises(ValueError, match=r"image 8 .* is not harvested yet \(4 of 11 are\)"):
+        store.read("double.2.img", [4, 8])
+    for shard in writer.pending():
+        write(writer, shard, activations, pictures)
+    writer.sweep()
+    same_files(full[0].path, tmp_path / "s")
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_store_that_can_go_on(tmp_path, full):
+    code = f"""
+import os, sys, threading, time
+sys.path[:0] = {sys.path!r}
+from harvest.store import create_store
+from tests.harvest.synthetic import content, make_spec, write
+spec = make_spec(); activations, pictures = content(spec)
+threading.Thread(target=lambda: (time.sleep(float(sys.argv[2])), os.kill(os.getpid(), 9))).start()
+while True:
+    writer = create_store(sys.argv[1], spec)
+    for shard in range(3):
+        write(writer, shard, activations, pictures)
+"""
+    spec = make_spec()
+    activations, pictures = content(spec)
+    for number, delay in enumerate((0.01, 0.06)):
+        path = tmp_path / str(number)
+        done = subprocess.run([sys.executable, "-c", code, str(path), str(delay)], check=False)
+        assert done.returncode == -9
+        writer = create_store(path, spec)
+        for shard in writer.pending():
+            write(writer, shard, activations, pictures)
+        writer.sweep()
+        same_files(full[0].path, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"attrs": {"model": {"name": "other"}, "guidance": 0.0, "config": {"seed": 3}}},
+            r'model.name = "toy", but "other"',
+        ),
+        (
+            {"attrs": {"model": {"name": "toy"}, "guidance": 0.0, "config": {"seed": 4}}},
+            "config.seed = 3, but 4",
+        ),
+        (
+            {"prompts": [f"a café number {i}" for i in range(10)] + ["new"]},
+            r'prompts\[10\] = "a café number 10", but "new"',
+        ),
+        ({"sites": {"double.2.img": (12, 8)}}, "sites.double.2.txt"),
+        ({"picture": None}, r"picture = \[6, 4\], but null"),
+        ({"images_per_shard": 5}, "images_per_shard = 4, but 5"),
+        ({"sigmas": [1.0, 0.5, 0.2]}, "sigmas"),
+    ],
+)
+def test_another_store_at_the_same_place_is_refused_with_both_values(full, change, message):
+    with pytest.raises(ValueError, match=message):
+        create_store(full[0].path, make_spec(**change))
+
+
+def test_something_else_at_that_place_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for call in (lambda: open_store(tmp_path), lambda: create_store(tmp_path, make_spec())):
+        with pytest.raises(ValueError, match="expected an activation store"):
+            call()
+    with pytest.raises(ValueError, match="expected --out to be a folder"):
+        create_store(tmp_path / "notes.txt", make_spec())
+    with pytest.raises(ValueError, match="nothing is there"):
+        open_store(tmp_path / "missing")
+    zarr.create_group(tmp_path / "other")
+    with pytest.raises(ValueError, match="expected a Zarr group of format"):
+        open_store(tmp_path / "other")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def finished(tmp_path):
+    spec = make_spec()
+    activations, pictures = content(spec)
+    writer = create_store(tmp_path / "s", spec)
+    for shard in writer.pending():
+        write(writer, shard, activations, pictures)
+    return tmp_path / "s"
+
+
+def test_a_newer_version_is_refused(tmp_path):
+    path = finished(tmp_path)
+    meta = json.loads((path / "zarr.json").read_text())
+    meta["attributes"]["version"] = 2
+    (path / "zarr.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="of version 2, but this jaxdict reads up to 1; upgrade"):
+        open_store(path)
+
+
+def test_a_mixed_store_is_refused_by_the_shard(tmp_path, full):
+    path = finished(tmp_path)
+    other = create_store(tmp_path / "other", make_spec(seeds=list(range(11))))
+    activations, pictures = content(make_spec(), seed=1)
+    write(other, 1, activations, pictures)
+    for part in ("sites/double.2.img/c/1/0/0/0", "shards/stamp/c/1"):
+        (path / part).write_bytes((tmp_path / "other" / part).read_bytes())
+    with pytest.raises(ValueError, match="mixed: its shard 1 was written for another store"):
+        open_store(path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = finished(tmp_path)
+    shard = path / "sites/double.2.img/c/1/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    store = open_store(path)
+    store.read("double.2.img", [0, 1])
+    with pytest.raises(ValueError, match=r"sites/double.2.img .* the data is damaged"):
+        store.read("double.2.img", [5])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_by_its_place(tmp_path, value):
+    spec = make_spec()
+    activations, pictures = content(spec)
+    activations["double.2.txt"][6, 2, 1, 3] = value
+    writer = create_store(tmp_path / "s", spec)
+    with pytest.raises(
+        ValueError, match=r"site double.2.txt, step 2, image 6, prompt 'a café number 6'"
+    ):
+        write(writer, 1, activations, pictures)
+    assert writer.pending() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": ["one"]}, "expected 11 prompts, got 1"),
+        ({"grid": (2, 2)}, r"has 12 tokens, but the grid is \(2, 2\)"),
+        ({"words": [["a"]] * 11}, "has 5 tokens, but 1 words"),
+        ({"words": [["a"] * (1 + i % 2) for i in range(11)]}, "pad them to one length"),
+        ({"attrs": {"images": 3}}, r"got \['images'\]"),
+        ({"sites": {}}, "at least one site"),
+    ],
+)
+def test_a_spec_that_disagrees_with_itself_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        make_spec(**change)
+
+
+def test_questions_that_have_no_answer_are_refused(full, tmp_path):
+    store = full[0]
+    with pytest.raises(ValueError, match=r"holds no site 'double.9.img'; it holds double.2.img"):
+        store.read("double.9.img")
+    with pytest.raises(ValueError, match="expected images from 0 to 10"):
+        store.read("double.2.img", [11])
+    with pytest.raises(ValueError, match="expected train, validation or all, got 'test'"):
+        store.indices("test")
+    with pytest.raises(ValueError, match="a mask of 11 images"):
+        store.read("double.2.img", np.ones(4, bool))
+    bare = create_store(tmp_path / "s", make_spec(picture=None, words=None))
+    empty = open_store(bare.path)
+    assert empty.words == [[]] * 11 and len(empty.indices()) == 0
+    with pytest.raises(ValueError, match="keeps no pictures"):
+        empty.pictures()
+    with pytest.raises(ValueError, match="no finished image yet"):
+        empty.statistics("double.2.img")
+    activations, _ = content(make_spec())
+    with pytest.raises(ValueError, match="expected sites"):
+        bare.write(0, {"double.2.img": activations["double.2.img"][:4]})
+    with pytest.raises(
+        ValueError, match=r"expected double.2.img of shape \(4, 3, 12, 8\), got \(3"
+    ):
+        bare.write(0, {s: a[:3] for s, a in activations.items()})
