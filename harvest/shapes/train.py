@@ -15,11 +15,11 @@ import torch
 from diffusers import FluxPipeline
 
 from harvest.shapes import build, quality
-from harvest.shapes.train_transformer import make_data, train_transformer
+from harvest.shapes.train_transformer import Data, make_data, train_transformer
 from harvest.shapes.train_vae import polish_decoder, train_vae
 
 SCENES = 20_000
-STEPS = 2_600
+STEPS = 2_000
 
 
 def train(
@@ -45,7 +45,11 @@ def train(
     pipe = build.new_pipeline(seed)
     fidelity = train_vae(pipe.vae, state / "vae.pt", seed=seed)
     print(f"autoencoder: PSNR {fidelity:.2f} dB")
-    data = make_data(pipe, scenes, seed + 10)
+    if (state / "data.pt").exists():
+        data = Data(**torch.load(state / "data.pt", weights_only=True))
+    else:
+        data = make_data(pipe, scenes, seed + 10)
+        torch.save(vars(data), state / "data.pt")
 
     def report(step: int, current: FluxPipeline) -> None:
         build.save_pipeline(current, out)

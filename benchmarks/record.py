@@ -1,0 +1,64 @@
+"""Where a benchmark's numbers go: JSON under results/, with machine, versions, shapes and commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
+    """Median seconds of each function over `rounds` rounds, one call of each in every round.
+
+    Each function must block until its result is there; each is called once before, to warm up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for function in runs.values():
+        function()
+    for _ in range(rounds):
+        for name, function in runs.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def save(question: str, rows: list[dict[str, Any]]) -> Path:
+    """Writes results/<question>.json and returns its path."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
+    ).stdout.strip()
+    document = {
+        "question": question,
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
+        "commit": commit,
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{question}.json"
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"wrote {path}")
+    return path
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,119 @@
+"""Orbax checkpoints of a run: the whole train state, atomic, the newest few kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+FOLDER = "checkpoints"
+VERSION = 1
+
+
+class Checkpoints:
+    """Saves and restores one run's state; Orbax writes in the background and renames when done."""
+
+    def __init__(self, run: Path, *, keep: int = 2) -> None:
+        """Open the checkpoints of a run.
+
+        Args:
+            run: the run's folder.
+            keep: newest checkpoints that stay.
+        """
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self.folder = (run / FOLDER).resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Checkpoints:
+        """Use as a context manager: waits for writes at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the writes that are under way, then close."""
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Optimizer step of the newest whole checkpoint, None when there is none."""
+        return self._manager.latest_step()
+
+    def name(self, step: int | None) -> str:
+        """Where a checkpoint lies, for messages."""
+        return "none yet" if step is None else str(self.folder / str(step))
+
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+        """Write a checkpoint in the background.
+
+        Args:
+            step: optimizer step, the checkpoint's name.
+            state: pytree of arrays. It is copied first, because the next step donates its buffers
+                and on a CPU Orbax would otherwise write from memory that is being reused.
+            facts: JSON-able.
+        """
+        copied = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+        args = self._ocp.args
+        self._manager.save(
+            step,
+            args=args.Composite(
+                state=args.StandardSave(copied),
+                facts=args.JsonSave({"version": VERSION, **facts}),
+            ),
+            force=True,
+        )
+
+    def facts(self, step: int | None = None) -> dict[str, Any]:
+        """The facts of a checkpoint alone (the newest by default), as they were given to `save`."""
+        step = self.latest if step is None else step
+        args = self._ocp.args
+        facts = dict(
+            self._manager.restore(step, args=args.Composite(facts=args.JsonRestore()))["facts"]
+        )
+        facts.pop("version", None)
+        return facts
+
+    def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Read a checkpoint.
+
+        Args:
+            template: a pytree of the same structure, shapes and dtypes.
+            step: which; the newest by default.
+
+        Returns:
+            The state as NumPy arrays, bit for bit, and the facts.
+
+        Raises:
+            ValueError: there is no checkpoint, or a newer version wrote it.
+        """
+        step = self.latest if step is None else step
+        if step is None:
+            raise ValueError(
+                f"expected a checkpoint in {self.folder}, found none; train the run first"
+            )
+        args = self._ocp.args
+        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        restored = self._manager.restore(
+            step,
+            args=args.Composite(state=args.StandardRestore(blank), facts=args.JsonRestore()),
+        )
+        facts = dict(restored["facts"])
+        if facts.pop("version", None) != VERSION:
+            raise ValueError(
+                f"{self.name(step)}: expected version {VERSION}, got {restored['facts']}; "
+                "install a newer jaxdict"
+            )
+        return restored["state"], facts
+
+    def wait(self) -> None:
+        """Wait until every save is on the disk."""
+        self._manager.wait_until_finished()

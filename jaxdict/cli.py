@@ -1,0 +1,190 @@
+"""The one front door: `jaxdict VERB`, each verb a config dataclass and a function, imported only when it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One verb of the command line: where its settings and its function live, and what it does."""
+
+    config: str
+    function: str
+    summary: str
+
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        "jaxdict.demo:DemoConfig",
+        "jaxdict.demo:demo",
+        "the whole journey on the embedded model, in minutes",
+    ),
+    "harvest": Verb(
+        "harvest.config:HarvestConfig",
+        "harvest.run:harvest",
+        "prompts through a FLUX model -> activation store",
+    ),
+    "inspect": Verb(
+        "jaxdict.config:InspectConfig",
+        "jaxdict.inspect:inspect",
+        "what a store, a run or a dictionary holds",
+    ),
+    "train sae": Verb(
+        "jaxdict.config:TrainSAEConfig",
+        "jaxdict.train:train_sae",
+        "store -> sparse autoencoder",
+    ),
+    "train itda": Verb(
+        "jaxdict.config:TrainITDAConfig",
+        "jaxdict.itda:train_itda",
+        "store -> dictionary of real activations (ITDA)",
+    ),
+    "export": Verb(
+        "jaxdict.config:ExportConfig",
+        "jaxdict.fold:export",
+        "run -> dictionary that acts on raw activations",
+    ),
+    "eval": Verb(
+        "jaxdict.config:EvalConfig",
+        "jaxdict.evaluate:evaluate",
+        "dictionary + store -> how much is explained",
+    ),
+    "steer": Verb(
+        "steer.config:SteerConfig",
+        "steer.generate:steer",
+        "one picture with a feature added, set, scaled or ablated",
+    ),
+    "steer-eval": Verb(
+        "steer.config:SteerEvalConfig",
+        "steer.success:measure",
+        "how often steering works, by pixels, beside a random direction",
+    ),
+    "interp index": Verb(
+        "interp.config:IndexConfig",
+        "interp.build:build_index",
+        "dictionary + store -> what makes each feature fire",
+    ),
+    "interp report": Verb(
+        "interp.config:ReportConfig",
+        "interp.report:write_report",
+        "feature index -> pages to browse",
+    ),
+}
+
+_EXTRAS = {
+    "torch": "flux",
+    "diffusers": "flux",
+    "transformers": "flux",
+    "bitsandbytes": "flux",
+    "accelerate": "flux",
+    "PIL": "flux",
+    "jinja2": "interp",
+    "matplotlib": "interp",
+}
+_USER_ERRORS = (ValueError, OSError, NotImplementedError)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a verb and exits: 0 when done, 2 with one clear line on a user's error, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        call(words)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is kept", 130)
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.split(".")[0] not in _EXTRAS:
+            raise
+        extra = _EXTRAS[error.name.split(".")[0]]
+        _fail(f"this needs the package {error.name}; run: pip install 'jaxdict[{extra}]'", 2)
+    except _USER_ERRORS as error:
+        if debug:
+            raise
+        _fail(" ".join(str(error).split()) or type(error).__name__, 2)
+
+
+def call(words: Sequence[str]) -> Any:
+    """Runs the verb that `words` begin with, as the command line does, and returns what its function returns.
+
+    Args:
+        words: for instance ["train", "sae", "--store", "runs/store", ...].
+
+    Raises:
+        ValueError: there is no such verb, or a setting is wrong.
+        SystemExit: help was asked for, or the flags could not be read.
+    """
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return None
+    if words[0] in ("--version", "-V"):
+        from jaxdict import __version__
+
+        print(f"jaxdict {__version__}")
+        return None
+    name = next(
+        (verb for verb in VERBS if list(words[: verb.count(" ") + 1]) == verb.split()), None
+    )
+    if name is None:
+        inner = [verb for verb in VERBS if verb.split()[0] == words[0]]
+        if inner and (len(words) == 1 or words[1] in ("-h", "--help")):
+            print(overview(inner))
+            return None
+        typed = " ".join(words[: 2 if inner else 1])
+        raise ValueError(
+            f"expected one of {', '.join(inner or VERBS)}, got {typed!r}; see jaxdict --help"
+        )
+    verb = VERBS[name]
+    config = _parse(name, verb, list(words[name.count(" ") + 1 :]))
+    return _load(verb.function)(config)
+
+
+def overview(names: Sequence[str] | None = None) -> str:
+    """The help text that lists the verbs."""
+    chosen = names or list(VERBS)
+    width = max(len(name) for name in chosen)
+    lines = [f"  {name:<{width}}  {VERBS[name].summary}" for name in chosen]
+    return "\n".join(
+        [
+            "Dictionary learning on the FLUX.1 text-to-image transformer.",
+            "",
+            "usage: jaxdict VERB [flags]        (jaxdict VERB --help: its flags and an example)",
+            "",
+            *lines,
+            "",
+            "  --debug with any verb shows the traceback of an error; --version the version.",
+            "",
+            "Start here: jaxdict demo",
+        ]
+    )
+
+
+def _parse(name: str, verb: Verb, flags: list[str]) -> Any:
+    import tyro
+
+    config = _load(verb.config)
+    text = inspect.cleandoc(config.__doc__ or "")
+    example = getattr(config, "EXAMPLE", "")
+    if example:
+        text += f"\n\nExample:\n  {example}"
+    return tyro.cli(config, prog=f"jaxdict {name}", description=text, args=flags)
+
+
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _fail(line: str, status: int) -> None:
+    print(f"jaxdict: {line}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Encode and decode raw rows with an exported dictionary of any kind, in JAX.
+
+    topk   e = TopK_k(ReLU(x @ encoder.T + encoder_bias));      x_hat = sum_j e_j atoms_j + bias
+    itda   z = (x - mean) * transform;  e = gradient pursuit of z, k steps, non-negative;
+           x_hat = (sum_j e_j atoms_j) * inverse + mean
+
+This is what the exported file means: the torch coder computes the same numbers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxdict import codes as sparse
+from jaxdict.codes import Codes, sort_slots
+from jaxdict.export import Dictionary
+from jaxdict.pursuit import PreparedAtoms, choose_method, gradient_pursuit, prepare_atoms
+from jaxdict.pursuit.atoms import PRECISION
+from jaxdict.sae import top_k
+
+
+class OnDevice(NamedTuple):
+    """A dictionary's arrays on the device; None where the dictionary has none."""
+
+    atoms: Array
+    bias: Array | None
+    encoder: Array | None
+    encoder_bias: Array | None
+    mean: Array | None
+    transform: Array | None
+    inverse: Array | None
+
+
+# Arrays move to the device once a dictionary, not once a batch; they go when it goes.
+_arrays: WeakKeyDictionary[Dictionary, OnDevice] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[Dictionary, PreparedAtoms] = WeakKeyDictionary()
+
+
+def encode(dictionary: Dictionary, x: ArrayLike, *, memory_mb: int = 512) -> Codes:
+    """Codes of raw rows.
+
+    Args:
+        dictionary: any kind.
+        x: [n, d] raw rows; computed in float32.
+        memory_mb: rows go in chunks so that what is dense in m takes about this much memory, in MB.
+
+    Returns:
+        Codes [n, k], slots sorted by value, values in the dictionary's own units.
+
+    Raises:
+        ValueError: rows of another width.
+    """
+    rows = _rows(dictionary, x)
+    arrays = _on_device(dictionary)
+    if dictionary.kind == "topk":
+        most = max(1, (memory_mb << 20) // (8 * dictionary.m))
+        chunks = max(1, -(-len(rows) // most))
+        return _encode_topk(arrays, rows, k=int(dictionary.k), chunk=-(-len(rows) // chunks))
+    z = _own_space(arrays, rows)
+    atoms = _prepared_atoms(dictionary)
+    return gradient_pursuit(z, atoms, int(dictionary.k), memory_mb=memory_mb).codes
+
+
+def decode(dictionary: Dictionary, codes: Any) -> Float[Array, "n d"]:
+    """Rebuild raw rows from codes.
+
+    Args:
+        dictionary: the one that made the codes.
+        codes: indices int [n, k], each below m, and values float [n, k]; edited ones are fine.
+
+    Returns:
+        x_hat float32 [n, d].
+
+    Raises:
+        ValueError: indices and values that are not of one shape [n, k].
+    """
+    indices, values = jnp.asarray(codes.indices), jnp.asarray(codes.values, jnp.float32)
+    if indices.ndim != 2 or indices.shape != values.shape:
+        raise ValueError(
+            f"expected codes of indices and values [n, k], got {list(indices.shape)} and "
+            f"{list(values.shape)}"
+        )
+    return _decode(_on_device(dictionary), Codes(indices, values))
+
+
+def _rows(dictionary: Dictionary, x: ArrayLike) -> Float[Array, "n d"]:
+    rows = jnp.asarray(x)
+    if rows.ndim != 2 or rows.shape[1] != dictionary.d:
+        raise ValueError(
+            f"expected rows [n, {dictionary.d}] for this dictionary, got {list(rows.shape)}; "
+            "give one activation a row, from the dictionary's own site"
+        )
+    return rows.astype(jnp.float32)
+
+
+def _on_device(dictionary: Dictionary) -> OnDevice:
+    if dictionary not in _arrays:
+        # Concrete even when the first call happens inside somebody's jit.
+        with jax.ensure_compile_time_eval():
+            fields = {name: getattr(dictionary, name) for name in OnDevice._fields}
+            on_device = {k: None if a is None else jnp.asarray(a) for k, a in fields.items()}
+            _arrays[dictionary] = OnDevice(**on_device)  # pyright: ignore[reportArgumentType]
+    return _arrays[dictionary]
+
+
+def _prepared_atoms(dictionary: Dictionary) -> PreparedAtoms:
+    """Unit atoms, with their Gram matrix once: it pays over the many batches of a dictionary."""
+    if dictionary not in _prepared:
+        d, m, k = dictionary.d, dictionary.m, int(dictionary.k)
+        gram = choose_method(1000 * m, d, m, k) == "gram"
+        with jax.ensure_compile_time_eval():
+            _prepared[dictionary] = prepare_atoms(_on_device(dictionary).atoms, gram=gram)
+    return _prepared[dictionary]
+
+
+@jax.jit
+def _own_space(arrays: OnDevice, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    z = x if arrays.mean is None else x - arrays.mean
+    if arrays.transform is None:
+        return z
+    if arrays.transform.ndim == 1:
+        return z * arrays.transform
+    return jnp.dot(z, arrays.transform, precision=PRECISION)
+
+
+@partial(jax.jit, static_argnames=("k", "chunk"))
+def _encode_topk(arrays: OnDevice, x: Float[Array, "n d"], *, k: int, chunk: int) -> Codes:
+    encoder, bias = arrays.encoder, arrays.encoder_bias
+    assert encoder is not None and bias is not None
+
+    def one(rows: Array) -> Codes:
+        pre = jnp.dot(rows, encoder.T, precision=PRECISION) + bias
+        values, indices = top_k(jax.nn.relu(pre), k)
+        return sort_slots(indices, values)
+
+    n, d = x.shape
+    if chunk >= n:
+        return one(x)
+    padded = jnp.pad(x, ((0, -n % chunk), (0, 0))).reshape(-1, chunk, d)
+    indices, values = lax.map(one, padded)
+    return Codes(indices.reshape(-1, k)[:n], values.reshape(-1, k)[:n])
+
+
+@jax.jit
+def _decode(arrays: OnDevice, codes: Codes) -> Float[Array, "n d"]:
+    own = sparse.decode(codes, arrays.atoms, arrays.bias)
+    if arrays.inverse is not None:
+        flat = arrays.inverse.ndim == 1
+        own = own * arrays.inverse if flat else jnp.dot(own, arrays.inverse, precision=PRECISION)
+    return own if arrays.mean is None else own + arrays.mean

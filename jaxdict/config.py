@@ -1,0 +1,313 @@
+"""Settings of the training room's verbs: one frozen dataclass a verb, checked when it is made.
+
+Imports neither torch nor jax, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import tyro.conf
+
+NORMALIZATIONS = ("none", "rms", "standardize", "whiten")
+KINDS = ("topk",)
+
+
+def _expect(condition: bool, name: str, expected: str, got: object, do: str) -> None:
+    """Raise a ValueError of the house form when `condition` does not hold."""
+    if not condition:
+        raise ValueError(f"--{name.replace('_', '-')}: expected {expected}, got {got!r}; {do}")
+
+
+@dataclass(frozen=True)
+class TrainSAEConfig:
+    """Train a sparse autoencoder on one site of an activation store."""
+
+    EXAMPLE: ClassVar[str] = (
+        "jaxdict train sae --store runs/store --site double.2.img --atoms 1024 --k 16 "
+        "--rows 3000000 --out runs/sae"
+    )
+
+    store: Path
+    """Activation store to train on (a folder written by `jaxdict harvest`)."""
+    site: str
+    """Site in the store whose rows are learned, e.g. double.2.img."""
+    out: Path
+    """Folder of the run: config, metrics, checkpoints, loss plot."""
+    kind: Literal["topk"] = "topk"
+    """Kind of autoencoder: topk keeps the k largest activations of each row."""
+    atoms: int = 0
+    """Dictionary size m, in atoms; 0 means 8 times the width of the site."""
+    k: int = 32
+    """Active atoms per row."""
+    rows: int = 10_000_000
+    """Training rows seen in all, over as many epochs as it takes (rounded up to whole batches)."""
+    batch: int = 1024
+    """Rows in one optimizer step."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of the rows."""
+    steps: tuple[int, ...] = ()
+    """Denoising steps to train on (indices into the store's captured steps); empty means all."""
+    normalize: Literal["none", "rms", "standardize", "whiten"] = "standardize"
+    """Fixed map before the autoencoder: none, rms (one scale), standardize (per dimension) or
+    whiten (PCA)."""
+    fit_rows: int = 1_000_000
+    """Training rows (whole images, evenly spread) that fit the normalization; 0 means all."""
+    eigenvalue_floor: float = 1e-6
+    """Variances (whitening: eigenvalues) below this share of their mean count as that share."""
+    lr: float = 0.0
+    """Peak learning rate of Adam; 0 means 2e-3 * sqrt(1024 / m), the usual 1/sqrt(m) rule."""
+    b1: float = 0.9
+    """Decay of Adam's first moment, in [0, 1)."""
+    b2: float = 0.999
+    """Decay of Adam's second moment, in [0, 1)."""
+    eps: float = 1e-8
+    """Adam's epsilon, added to the root of the second moment."""
+    clip: float = 1.0
+    """Largest global norm of the gradient, of the loss as a share of the variance; 0 means any."""
+    warmup: int = 100
+    """Optimizer steps of linear warm-up from 0 to the peak learning rate."""
+    decay: float = 0.2
+    """Share of the run, at its end, over which the learning rate falls linearly to 0."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, exported in their place; 0 means none."""
+    aux: float = 1 / 32
+    """Weight of the AuxK loss, which lets dead features rebuild the residual; 0 means none."""
+    aux_k: int = 0
+    """Dead features a row may use in the AuxK loss; 0 means 2 k, or half the
+    width of the site where that is less."""
+    dead_rows: int = 200_000
+    """Rows without firing after which a feature counts as dead."""
+    pool: int = 262_144
+    """Rows shuffled together at a time; they come from images drawn at random."""
+    memory: float = 4.0
+    """Training rows that take at most this many GiB in bfloat16 are kept in memory; else they are
+    read in blocks. Changes nothing about the order."""
+    eval_rows: int = 32_768
+    """Held-out rows (whole images of the validation split) measured while training."""
+    eval_every: int = 1000
+    """Optimizer steps between two held-out measurements."""
+    log_every: int = 50
+    """Optimizer steps between two lines of metrics.jsonl."""
+    save_every: int = 1000
+    """Optimizer steps between two checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out; other settings or another store are refused."""
+
+    def __post_init__(self) -> None:
+        """Check every field that can be checked without the store."""
+        _expect(self.kind in KINDS, "kind", f"one of {KINDS}", self.kind, "pick one of them")
+        _expect(
+            self.normalize in NORMALIZATIONS,
+            "normalize",
+            f"one of {NORMALIZATIONS}",
+            self.normalize,
+            "pick one of them",
+        )
+        _expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
+        for name in ("k", "batch", "dead_rows", "pool", "eval_rows", "keep"):
+            value = getattr(self, name)
+            _expect(value >= 1, name, "a whole number of at least 1", value, "raise it")
+        for name in ("eval_every", "log_every", "save_every"):
+            value = getattr(self, name)
+            _expect(value >= 1, name, "at least 1 optimizer step", value, "raise it")
+        for name in ("atoms", "seed", "fit_rows", "lr", "clip", "warmup", "aux", "aux_k", "memory"):
+            value = getattr(self, name)
+            _expect(value >= 0, name, "a number of at least 0", value, "raise it")
+        for name in ("b1", "b2", "ema"):
+            value = getattr(self, name)
+            _expect(0 <= value < 1, name, "a decay in [0, 1)", value, "lower it")
+        _expect(self.eps > 0, "eps", "a number above 0", self.eps, "use 1e-8")
+        _expect(0 <= self.decay <= 1, "decay", "a share in [0, 1]", self.decay, "use 0.2")
+        _expect(
+            0 < self.eigenvalue_floor < 1,
+            "eigenvalue_floor",
+            "a share in (0, 1)",
+            self.eigenvalue_floor,
+            "use 1e-6",
+        )
+        _expect(
+            self.rows >= self.batch,
+            "rows",
+            f"at least one batch ({self.batch})",
+            self.rows,
+            "raise --rows or lower --batch",
+        )
+        _expect(
+            not self.atoms or self.k <= self.atoms,
+            "k",
+            f"at most the number of atoms ({self.atoms})",
+            self.k,
+            "lower --k or raise --atoms",
+        )
+        _expect(
+            all(step >= 0 for step in self.steps) and len(set(self.steps)) == len(self.steps),
+            "steps",
+            "different indices of at least 0",
+            self.steps,
+            "see `jaxdict inspect STORE` for the captured steps",
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Measure an exported dictionary on held-out rows of a store, beside simple baselines."""
+
+    EXAMPLE: ClassVar[str] = "jaxdict eval runs/sae/dictionary --store runs/store --out eval.json"
+
+    dictionary: tyro.conf.Positional[Path]
+    """Exported dictionary (a folder with dictionary.safetensors and card.json)."""
+    store: Path
+    """Activation store to measure on."""
+    out: Path
+    """JSON file to write."""
+    site: str = ""
+    """Site in the store; empty means the site of the dictionary's card."""
+    split: Literal["validation", "train", "all"] = "validation"
+    """Images to measure on."""
+    rows: int = 65_536
+    """Rows to measure on at most (whole images); 0 means all of the split."""
+    fit_rows: int = 200_000
+    """Training rows (whole images, evenly spread) that fit the PCA baseline."""
+    batch: int = 4096
+    """Rows encoded at a time."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        _expect(self.rows >= 0, "rows", "a number of at least 0", self.rows, "use 0 for all rows")
+        _expect(self.fit_rows >= 2, "fit_rows", "at least 2", self.fit_rows, "raise it")
+        _expect(self.batch >= 1, "batch", "at least 1 row", self.batch, "raise it")
+        _expect(
+            self.split in ("validation", "train", "all"),
+            "split",
+            "validation, train or all",
+            self.split,
+            "pick one of them",
+        )
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Turn a finished run into a dictionary that acts on raw activations."""
+
+    EXAMPLE: ClassVar[str] = "jaxdict export runs/sae --out runs/sae/dictionary"
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run written by `jaxdict train sae` or `jaxdict train itda`."""
+    out: Path
+    """Folder to write: dictionary.safetensors and card.json."""
+    format: Literal["jaxdict"] = "jaxdict"
+    """File format: jaxdict is safetensors beside a JSON card."""
+    store: Path | None = None
+    """Activation store, when it is no longer where the run's config says."""
+    rows: int = 65_536
+    """Rows of the store that measure the folding error and each feature's typical activation."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes and the format."""
+        _expect(self.format == "jaxdict", "format", "jaxdict", self.format, "use --format jaxdict")
+        _expect(self.rows >= 1, "rows", "at least 1 row", self.rows, "raise it")
+
+
+@dataclass(frozen=True)
+class TrainITDAConfig:
+    """Build a dictionary out of activations themselves (ITDA) from one site of a store."""
+
+    EXAMPLE: ClassVar[str] = (
+        "jaxdict train itda --store runs/store --site double.2.img --k 16 --atoms 512 --out runs/itda"
+    )
+
+    store: Path
+    """Activation store to build from (a folder written by `jaxdict harvest`)."""
+    site: str
+    """Site in the store whose rows are decomposed, e.g. double.2.img."""
+    out: Path
+    """Folder of the run: config, metrics, checkpoints, atoms, plot."""
+    k: int = 32
+    """Active atoms per row: steps of gradient pursuit."""
+    threshold: float = 0.0
+    """A row joins as an atom when this share of its squared norm (per-row FVU, in normalized space)
+    is left unexplained; in (0, 1). The paper used 0.1 to 0.6. Give this or --atoms."""
+    atoms: int = 0
+    """Dictionary size m to reach, never more: the threshold is searched for, by whole builds."""
+    rows: int = 1_000_000
+    """Training rows to look at, each once, at most (drawn at random); 0 means every training row."""
+    batch: int = 512
+    """Rows encoded at a time; the worst of them join first."""
+    seed: int = 0
+    """Seed of the order of the rows."""
+    steps: tuple[int, ...] = ()
+    """Denoising steps of the store to use (indices into its captured steps); empty means all."""
+    normalize: Literal["none", "rms", "standardize", "whiten"] = "standardize"
+    """Fixed map applied before pursuit; the exported dictionary keeps it."""
+    fit_rows: int = 1_000_000
+    """Training rows (whole images, evenly spread) that fit the normalization; 0 means every one."""
+    eigenvalue_floor: float = 1e-6
+    """Whitening and standardizing treat variances below this share of the mean variance as that share."""
+    duplicate: float = 0.99
+    """A row whose cosine with an atom just added from its batch is above this is a duplicate of it."""
+    pool: int = 262_144
+    """Rows shuffled together at a time; they come from images drawn at random over the training split."""
+    eval_rows: int = 32_768
+    """Held-out rows (whole images of the validation split) measured, and training rows that give
+    each atom its typical activation."""
+    eval_every: int = 500
+    """Batches between two held-out measurements; one more is made at the end."""
+    log_every: int = 10
+    """Batches between two lines of metrics.jsonl."""
+    save_every: int = 200
+    """Batches between two checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out (a run with other settings or another store is refused)."""
+
+    def __post_init__(self) -> None:
+        """Check every field that can be checked without the store."""
+        _expect(
+            self.normalize in NORMALIZATIONS,
+            "normalize",
+            f"one of {NORMALIZATIONS}",
+            self.normalize,
+            "pick one of them",
+        )
+        _expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
+        for name in ("k", "batch", "pool", "eval_rows", "keep"):
+            value = getattr(self, name)
+            _expect(value >= 1, name, "a whole number of at least 1", value, "raise it")
+        for name in ("eval_every", "log_every", "save_every"):
+            value = getattr(self, name)
+            _expect(value >= 1, name, "at least 1 batch", value, "raise it")
+        for name in ("atoms", "rows", "seed", "fit_rows"):
+            value = getattr(self, name)
+            _expect(value >= 0, name, "a number of at least 0", value, "raise it")
+        if bool(self.threshold) == bool(self.atoms):
+            got = f"--threshold {self.threshold} and --atoms {self.atoms}"
+            raise ValueError(
+                f"expected --threshold or --atoms, one of the two, got {got}; drop one"
+            )
+        for name in ("threshold", "eigenvalue_floor", "duplicate"):
+            value = getattr(self, name)
+            if name != "threshold" or not self.atoms:
+                _expect(0 < value < 1, name, "a share in (0, 1)", value, "use a value in between")
+        _expect(
+            all(step >= 0 for step in self.steps) and len(set(self.steps)) == len(self.steps),
+            "steps",
+            "different indices of at least 0",
+            self.steps,
+            "see `jaxdict inspect STORE` for the captured steps",
+        )
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Show what an activation store, a run or a dictionary holds."""
+
+    EXAMPLE: ClassVar[str] = "jaxdict inspect runs/store"
+
+    path: tyro.conf.Positional[Path]
+    """Folder to look into: an activation store, a run or a dictionary."""

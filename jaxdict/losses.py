@@ -1,0 +1,48 @@
+"""Training losses, each a share of a variance, so that the data's scale does not matter."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def reconstruction_loss(
+    x: Float[Array, "n d"], x_hat: Float[Array, "n d"], *, variance: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    """Squared error as a share of the training data's variance: mean_n ||x - x_hat||^2 / variance.
+
+    Args:
+        x: float32 [n, d], rows in the autoencoder's own (normalized) space.
+        x_hat: float32 [n, d], their reconstructions.
+        variance: total variance of the training rows, mean ||x - mean||^2; above 0.
+
+    Returns:
+        The batch's FVU, against the whole training split's variance (a constant, so that a batch
+        of unusual rows is not weighed down).
+
+    Source: Gao et al. 2024 (arXiv 2406.04093), section 2.2, who divide each row by its own norm.
+    """
+    return jnp.mean(jnp.sum(jnp.square(x - x_hat), axis=1)) / variance
+
+
+def auxk_loss(residual: Float[Array, "n d"], residual_hat: Float[Array, "n d"]) -> Float[Array, ""]:
+    """How badly dead features rebuild the residual: mean ||r - r_hat||^2 / mean ||r||^2.
+
+    The residual is a constant here: only the features that rebuild it learn from this loss. A zero
+    residual gives a loss of 0, not 0/0.
+
+    Args:
+        residual: float32 [n, d], x - x_hat of the live features.
+        residual_hat: float32 [n, d], decoding of the dead features' largest activations, no bias.
+
+    Returns:
+        The loss, 1 where the dead features add nothing.
+
+    Source: Gao et al. 2024, appendix A.2 (AuxK, coefficient 1/32); their NaN guard is a zero guard.
+    """
+    residual = jax.lax.stop_gradient(residual)
+    power = jnp.mean(jnp.square(residual))
+    error = jnp.mean(jnp.square(residual - residual_hat))
+    safe = jnp.where(power > 0, power, 1.0)
+    return jnp.where(power > 0, error / safe, 0.0)

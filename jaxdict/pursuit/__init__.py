@@ -1,0 +1,25 @@
+"""Gradient pursuit: sparse codes of rows on given atoms, without a trained encoder.
+
+    result = gradient_pursuit(x, atoms, k=32)        # x [n, d], atoms [m, d]
+    result.indices, result.values                    # [n, 32] each, largest value first
+    result.status                                    # [n], see STATUS for what each one says
+
+One file a method: `residual` and `gram` give the same answer at different prices, `method="auto"`
+picks the cheaper one. `prepare_atoms` keeps what depends on the atoms alone, for use on many rows.
+"""
+
+from __future__ import annotations
+
+from jaxdict.pursuit.atoms import PreparedAtoms, prepare_atoms
+from jaxdict.pursuit.solve import PursuitResult, choose_method, gradient_pursuit
+from jaxdict.pursuit.step import STATUS, Status
+
+__all__ = [
+    "STATUS",
+    "PreparedAtoms",
+    "PursuitResult",
+    "Status",
+    "choose_method",
+    "gradient_pursuit",
+    "prepare_atoms",
+]

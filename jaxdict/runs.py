@@ -1,0 +1,215 @@
+"""A run's folder: config.json, metrics.jsonl, loss.png, summary.json; who may go on with it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CONFIG, METRICS, PLOT, SUMMARY = "config.json", "metrics.jsonl", "loss.png", "summary.json"
+NORMALIZATION = "normalization.safetensors"
+# Settings that change no number of the result, or where it lies: a resumed run may differ in them.
+_FREE = (
+    *("store", "out", "resume", "memory"),
+    *("log_every", "save_every", "eval_every", "eval_rows", "keep"),
+)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON-able values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Installed versions of distributions, those that are missing left out."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a ValueError that names the file when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, found a damaged file ({error})") from None
+
+
+def open_run(out: Path, description: dict[str, Any], *, resume: bool) -> bool:
+    """Make a run's folder, or check that it may be gone on with.
+
+    Args:
+        out: the folder.
+        description: what config.json holds; `config` and `store` are compared.
+        resume: whether to go on with what is there.
+
+    Returns:
+        True when the folder already held this run.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is off.
+        ValueError: it holds another run; the message names a setting and both values.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"expected --out to be a folder, got the file {out}; name another")
+    if out.is_dir() and any(out.iterdir()):
+        if not resume:
+            raise FileExistsError(
+                f"expected --out to be new or empty, but {out} holds something; "
+                "name another folder, or add --resume to go on with the run in it"
+            )
+        if not (out / CONFIG).is_file():
+            raise ValueError(
+                f"expected a run in {out}, found no {CONFIG}; name the run's own folder"
+            )
+        _same(read_json(out / CONFIG), description, out)
+        return True
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / CONFIG, description)
+    return False
+
+
+def _same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
+    """ValueError at the first setting in which two descriptions differ."""
+    pairs: list[tuple[str, str, Any, Any]] = [("run", "verb", old.get("verb"), new.get("verb"))]
+    for part in ("config", "store"):
+        before, after = old.get(part, {}), new.get(part, {})
+        pairs += [(part, key, before.get(key), after.get(key)) for key in {**before, **after}]
+    for part, key, before, after in pairs:
+        if key in _FREE or (part, key) == ("store", "path") or before == after:
+            continue
+        where = f"--{key.replace('_', '-')}" if part == "config" else f"{part} {key}"
+        raise ValueError(
+            f"cannot resume {out}: expected {where} = {before!r} as in its {CONFIG}, got "
+            f"{after!r}; use the same value, or another --out"
+        )
+
+
+class Log:
+    """metrics.jsonl: one JSON object a line, appended and flushed."""
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        """Open the log and drop lines of steps after `step`, which a resumed run writes again."""
+        kept = [line for line in read_lines(path) if line["step"] <= step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, **line: Any) -> None:
+        """Append a line."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a last line cut by a kill is left out."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+    return lines
+
+
+def plot_losses(out: Path, title: str) -> Path | None:
+    """Draw loss.png from metrics.jsonl: training loss, held-out FVU, dead share.
+
+    Args:
+        out: the run's folder.
+        title: above the plot.
+
+    Returns:
+        The picture's path, or None when matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    lines = read_lines(out / METRICS)
+    train = [line for line in lines if line["kind"] == "train"]
+    held = [line for line in lines if line["kind"] == "heldout" and "fvu" in line]
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    rows = [line["rows"] for line in train]
+    axes.plot(rows, [line["loss"] for line in train], lw=1, color="#1f77b4", label="training loss")
+    for key, label, colour in (
+        ("fvu_normalized", "held-out FVU, normalized", "#1f77b4"),
+        ("fvu", "held-out FVU, raw", "#d62728"),
+    ):
+        axes.plot(
+            [line["rows"] for line in held],
+            [line[key] for line in held],
+            marker="o",
+            ms=3,
+            ls="--",
+            color=colour,
+            label=label,
+        )
+    axes.set(xlabel="training rows", ylabel="share of variance left", yscale="log", title=title)
+    axes.grid(alpha=0.3, which="both")
+    right = axes.twinx()
+    right.plot(rows, [line["dead"] for line in train], lw=1, color="#7f7f7f", label="dead features")
+    right.set(ylabel="dead share", ylim=(0, 1))
+    handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, fontsize=8, loc="upper right")
+    temporary = out / f".{PLOT}.tmp"
+    figure.savefig(temporary, dpi=130, format="png")
+    os.replace(temporary, out / PLOT)
+    return out / PLOT
+
+
+class Stop:
+    """Whether somebody asked the process to stop."""
+
+    def __init__(self) -> None:
+        """Nobody has yet."""
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        """True once a signal came."""
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn SIGTERM and the first Ctrl-C into a flag; handlers are put back at the end.
+
+    Off the main thread, where Python allows no handlers, the flag simply stays down.
+    """
+    stop = Stop()
+    before: dict[int, Any] = {}
+
+    def ask(number: int, _frame: Any) -> None:
+        stop.signal = number
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):
+                before[number] = signal.getsignal(number)
+                signal.signal(number, ask)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            with contextlib.suppress(ValueError):
+                signal.signal(number, handler)

@@ -1,0 +1,52 @@
+"""A small activation store of sparse sums of known atoms, with one massive dimension."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from harvest.store import StoreSpec, create_store
+
+SITE = "double.2.img"
+
+
+def write_planted_store(
+    path: Path,
+    *,
+    images: int = 40,
+    steps: int = 2,
+    grid: tuple[int, int] = (4, 4),
+    d: int = 16,
+    true: int = 24,
+    seed: int = 0,
+    validation: int = 5,
+) -> Path:
+    """Write the store; every `validation`-th image is held out (0: none)."""
+    rng = np.random.default_rng(seed)
+    tokens = grid[0] * grid[1]
+    atoms = rng.normal(size=(true, d))
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    scale, mean = np.exp(0.5 * rng.normal(size=d)), rng.normal(size=d)
+    scale[1], mean[1] = 20.0, 60.0
+    spec = StoreSpec(
+        sites={SITE: (tokens, d)},
+        images=images,
+        steps=steps,
+        prompts=[f"prompt {i}" for i in range(images)],
+        seeds=list(range(images)),
+        split=[int(validation > 0 and i % validation == 0) for i in range(images)],
+        sigmas=list(np.linspace(1, 0.5, steps)),
+        timesteps=list(np.linspace(1000, 500, steps)),
+        grid=grid,
+        images_per_shard=8,
+        attrs={"model": {"id": "planted"}},
+    )
+    writer = create_store(path, spec)
+    for shard in writer.pending():
+        part = writer.images_of(shard)
+        n = (part.stop - part.start) * steps * tokens
+        codes = rng.exponential(size=(n, true)) * (rng.random((n, true)) < 3 / true)
+        rows = (codes @ atoms + 0.02 * rng.normal(size=(n, d))) * scale + mean
+        writer.write(shard, {SITE: rows.astype(np.float32).reshape(-1, steps, tokens, d)})
+    return path
