@@ -1,6 +1,6 @@
 """How fast is gradient pursuit, in both forms, beside one plain product x @ atoms.T?
 
-    python benchmarks/bench_pursuit.py [--quick]
+python benchmarks/bench_pursuit.py [--quick]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many rows a second does a full training step take in, beside the encoder's product alone?
 
-    python benchmarks/bench_sae_step.py [--quick]
+python benchmarks/bench_sae_step.py [--quick]
 """
 
 from __future__ import annotations

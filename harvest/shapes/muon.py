@@ -18,10 +18,12 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, matrices: list[torch.Tensor], *, rate: float, momentum: float = 0.95
     ) -> None:
+        """Args: matrices of two or more dimensions, learning rate, decay of the momentum."""
         super().__init__(matrices, {"lr": rate, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
+        """One update; `closure` is not used."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:

@@ -19,7 +19,7 @@ from harvest.shapes.train_transformer import Data, make_data, train_transformer
 from harvest.shapes.train_vae import polish_decoder, train_vae
 
 SCENES = 20_000
-STEPS = 2_000
+STEPS = 2_300
 
 
 def train(

@@ -29,6 +29,8 @@ OBJECT_WEIGHT = 3.0
 HEADS_WEIGHT = 0.05
 EMPTY_CAPTIONS = 0.05
 DROP = 0.06
+PAIR_SHARE = 0.15
+"""Share of two-object scenes in a batch: one-object scenes are learned much sooner."""
 TEXT_LENGTHS = (16, 16, 16, 16, 20, 24, 32, 48, 64)
 """T5 lengths, drawn at random: the pipeline does not mask pads, so the transformer must learn to look past them."""
 TEXT_STEPS = 400
@@ -48,27 +50,31 @@ _PER_OBJECT = ("shape", "colour", "texture")
 
 @dataclasses.dataclass
 class Data:
-    """Drawn scenes, encoded: packed latents [n, 64, 16], weights [n, 64], token ids, attribute classes."""
+    """Drawn scenes, encoded: packed latents [n, 64, 16], weights [n, 64], token ids, attribute classes,
+    number of objects [n]."""
 
     latents: torch.Tensor
     weights: torch.Tensor
     clip_ids: torch.Tensor
     t5_ids: torch.Tensor
     targets: dict[str, torch.Tensor]
+    objects: torch.Tensor
 
     def __len__(self) -> int:
+        """Number of scenes."""
         return len(self.latents)
 
 
 def make_data(pipe: FluxPipeline, count: int, seed: int) -> Data:
     """Draws and encodes `count` scenes (no held-out pair among them)."""
     rng = np.random.default_rng(seed)
-    captions, latents, weights, rows = [], [], [], []
+    captions, latents, weights, rows, objects = [], [], [], [], []
     pictures = []
     for index in tqdm(range(count), desc="scenes", unit="picture"):
         scene = draw.sample_scene(rng)
         picture, masks = draw.render(scene, rng)
         pictures.append(picture)
+        objects.append(len(scene.things))
         cover = masks.any(0).reshape(8, 8, 8, 8).any((1, 3)).reshape(64)
         weights.append(1.0 + (OBJECT_WEIGHT - 1) * cover)
         text = draw.caption(scene, rng, drop=DROP)
@@ -87,7 +93,14 @@ def make_data(pipe: FluxPipeline, count: int, seed: int) -> Data:
     )["input_ids"]
     targets = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
     weight = torch.from_numpy(np.stack(weights)).float()
-    return Data(torch.cat(latents), weight, torch.tensor(clip), torch.tensor(t5), targets)
+    return Data(
+        torch.cat(latents),
+        weight,
+        torch.tensor(clip),
+        torch.tensor(t5),
+        targets,
+        torch.tensor(objects),
+    )
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -101,6 +114,7 @@ class Heads(nn.Module):
     """Linear read-outs of the caption's attributes from both text encoders; used in training only."""
 
     def __init__(self) -> None:
+        """One head for each attribute and encoder."""
         super().__init__()
         sizes = {
             name: len(options) for name, options in _CLASSES.items() if name not in _PER_OBJECT
@@ -112,6 +126,7 @@ class Heads(nn.Module):
     def loss(
         self, pooled: torch.Tensor, states: torch.Tensor, targets: dict[str, torch.Tensor]
     ) -> torch.Tensor:
+        """Mean cross-entropy over heads; what a caption leaves open does not count."""
         total = pooled.new_zeros(())
         mean = states.mean(1)
         for name in self.clip:
@@ -218,7 +233,7 @@ def _loss(
     parts: nn.ModuleDict, heads: Heads, data: Data, step: int, seed: int
 ) -> tuple[torch.Tensor, float]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    rows = torch.randint(len(data), (BATCH,), generator=generator)
+    rows = _draw_rows(data, generator)
     clean = data.latents[rows]
     noise = torch.randn(clean.shape, generator=generator)
     normal, uniform = (
@@ -243,6 +258,15 @@ def _loss(
     flow = (error * weights).sum() / weights.sum()
     targets = {name: value[rows] for name, value in data.targets.items()}
     return flow + HEADS_WEIGHT * heads.loss(pooled, states, targets), flow.item()
+
+
+def _draw_rows(data: Data, generator: torch.Generator) -> torch.Tensor:
+    """Rows of a batch, `PAIR_SHARE` of them scenes of two objects."""
+    single = torch.where(data.objects == 1)[0]
+    double = torch.where(data.objects == 2)[0]
+    one = single[torch.randint(len(single), (BATCH,), generator=generator)]
+    two = double[torch.randint(len(double), (BATCH,), generator=generator)]
+    return torch.where(torch.rand(BATCH, generator=generator) < PAIR_SHARE, two, one)
 
 
 def _encode_text(

@@ -48,5 +48,5 @@ def test_swapped_objects_are_wrong():
 
 
 def test_other_pictures_are_refused():
-    with pytest.raises(ValueError, match="64x64x3.*embedded"):
+    with pytest.raises(ValueError, match=r"64x64x3.*embedded"):
         check.read_picture(np.zeros((32, 32, 3), np.uint8))
