@@ -257,7 +257,7 @@ class TrainITDAConfig:
     each atom its typical activation."""
     eval_every: int = 500
     """Batches between two held-out measurements; one more is made at the end."""
-    log_every: int = 10
+    log_every: int = 5
     """Batches between two lines of metrics.jsonl."""
     save_every: int = 200
     """Batches between two checkpoints."""

@@ -237,7 +237,7 @@ def _trial(
             if not fits:
                 return build, False
             bar.update(batch.count)
-            if build.batch % config.log_every == 0 or build.batch == once.batches:
+            if build.batch in (1, once.batches) or build.batch % config.log_every == 0:
                 bar.set_postfix_str(f"{build.m} atoms, FVU {seen['fvu']:.3f}")
                 rows = _rows(once, build.batch)
                 log.write(kind="train", step=build.total, rows=rows, atoms=build.m, **seen)

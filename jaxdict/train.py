@@ -55,9 +55,10 @@ class Plan(NamedTuple):
 def resolve(config: TrainSAEConfig, d: int) -> Plan:
     """Fill in what the config leaves open, now that the width is known.
 
-    m = 8 d; lr = 2e-3 sqrt(1024 / m), the 1/sqrt(m) rule of Gao et al. 2024 (appendix A.3) through
-    the rate that was best on the embedded model; k_aux = min(d / 2, 2 k), where their appendix A.2
-    has d / 2: with 2 k a step that revives features costs about half as much again.
+    m = 8 d. lr = 2e-3 sqrt(1024 / m): the 1/sqrt(m) rule of Gao et al. 2024, through
+    the better of the two rates tried on a store of the embedded model (held-out FVU 0.100 with
+    2e-3, 0.110 with 8e-4, at m = 1024, k = 16, 3M rows). k_aux = min(d / 2, 2 k), where their
+    appendix A.2 has d / 2, to keep steps that revive features cheap.
 
     Raises:
         ValueError: k is above m.

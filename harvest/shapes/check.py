@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -68,8 +69,8 @@ def read_picture(picture: np.ndarray, *, most: int = 2) -> Reading:
     ground = np.median(border, axis=0)
     background = _nearest(ground, draw.BACKGROUNDS)
     differs = np.linalg.norm(pixels - ground, axis=-1) > _FOREGROUND
-    regions, count = ndimage.label(differs, structure=np.ones((3, 3)))
-    areas = ndimage.sum_labels(differs, regions, np.arange(1, count + 1)) if count else np.zeros(0)
+    regions, count = _regions(differs, np.ones((3, 3)))
+    areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     order = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= _SMALLEST]
     return Reading(
         background, [_read_object(pixels, _close_dots(regions == i + 1)) for i in order[:most]]
@@ -111,7 +112,7 @@ def _read_object(pixels: np.ndarray, mask: np.ndarray) -> Found:
             overlap = (template & mask).sum() / max(1, (template | mask).sum())
             if overlap > best[1]:
                 best = (shape, float(overlap), radius)
-    inner = ndimage.binary_erosion(mask)
+    inner = np.asarray(ndimage.binary_erosion(mask), bool)
     colour, texture = _read_paint(pixels[inner if inner.sum() >= 12 else mask])
     dx, dy = centre[0] - draw.SIDE / 2, centre[1] - draw.SIDE / 2
     if max(abs(dx), abs(dy)) < _CENTRE_REACH:
@@ -150,12 +151,18 @@ def _read_paint(pixels: np.ndarray) -> tuple[str, str]:
 
 def _close_dots(mask: np.ndarray) -> np.ndarray:
     """Fills holes no larger than a light dot that looks like the background."""
-    holes, count = ndimage.label(~mask)
+    holes, count = _regions(~mask, None)
     for index in range(1, count + 1):
         hole = holes == index
         if hole.sum() <= 20:
             mask = mask | hole
     return mask
+
+
+def _regions(mask: np.ndarray, structure: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Connected regions of a mask, numbered from 1, and how many there are."""
+    labelled: Any = ndimage.label(mask, structure=structure)
+    return labelled[0], int(labelled[1])
 
 
 @lru_cache
