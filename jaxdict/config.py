@@ -287,9 +287,7 @@ class TrainITDAConfig:
             _expect(value >= 0, name, "a number of at least 0", value, "raise it")
         if bool(self.threshold) == bool(self.atoms):
             got = f"--threshold {self.threshold} and --atoms {self.atoms}"
-            raise ValueError(
-                f"expected --threshold or --atoms, one of the two, got {got}; drop one"
-            )
+            raise ValueError(f"expected --threshold or --atoms, just one of the two, got {got}")
         for name in ("threshold", "eigenvalue_floor", "duplicate"):
             value = getattr(self, name)
             if name != "threshold" or not self.atoms:

@@ -327,8 +327,8 @@ def test_other_normalizations_decode_to_raw_rows(store, tmp_path, normalize):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"threshold": 0.0}, "expected --threshold or --atoms, one of the two"),
-        ({"atoms": 5}, "expected --threshold or --atoms, one of the two"),
+        ({"threshold": 0.0}, "expected --threshold or --atoms, just one of the two"),
+        ({"atoms": 5}, "expected --threshold or --atoms, just one of the two"),
         ({"threshold": 1.5}, r"--threshold: expected a share in \(0, 1\), got 1.5"),
         ({"threshold": -0.1}, r"--threshold: expected a share in \(0, 1\), got -0.1"),
         ({"k": 0}, "--k: expected a whole number of at least 1"),
