@@ -173,7 +173,18 @@ def _parse(name: str, verb: Verb, flags: list[str]) -> Any:
     example = getattr(config, "EXAMPLE", "")
     if example:
         text += f"\n\nExample:\n  {example}"
-    return tyro.cli(config, prog=f"jaxdict {name}", description=text, args=flags)
+    # tyro would show what __post_init__ raises in a box of its own: parse first, check after.
+    unchecked = dataclasses.make_dataclass(
+        config.__name__, [], bases=(config,), frozen=True, namespace={"__post_init__": _no_check}
+    )
+    parsed: Any = tyro.cli(unchecked, prog=f"jaxdict {name}", description=text, args=flags)
+    return config(
+        **{field.name: getattr(parsed, field.name) for field in dataclasses.fields(config)}
+    )
+
+
+def _no_check(self: Any) -> None:
+    """Takes the place of a config's own checks while flags are read."""
 
 
 def _load(path: str) -> Any:
