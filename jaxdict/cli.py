@@ -87,7 +87,7 @@ _EXTRAS = {
     "jinja2": "interp",
     "matplotlib": "interp",
 }
-_USER_ERRORS = (ValueError, OSError, NotImplementedError)
+_USER_ERRORS = (ValueError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,10 @@
 
     python -m harvest.shapes.train --out harvest/shapes/weights
 
-A run cut short goes on from `--state`.
+A run cut short goes on from `--state`. On two AVX2 cores it took about 75 minutes while other work shared them:
+autoencoder 10, scenes 2, transformer 60 (0.9 to 1.8 seconds a step). What it reached (shares of 300 held-out prompts, 8
+steps): one object's background 1.00, colour 0.97, shape 0.82, texture 0.84, size 1.00, position 1.00; two objects right
+in everything 0.12. `docs/shapes.md` has the whole table, and how the shipped run differs from this script.
 """
 
 from __future__ import annotations
