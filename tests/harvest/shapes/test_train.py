@@ -9,7 +9,7 @@ from diffusers import FluxPipeline
 from harvest.shapes import build, train_transformer
 from harvest.shapes.muon import Muon, orthogonalise
 from harvest.shapes.train_transformer import make_data
-from harvest.shapes.train_vae import encode, pictures, train_vae
+from harvest.shapes.train_vae import encode, pictures, polish_decoder, train_vae
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,15 @@ def test_autoencoder_learns_and_latents_have_unit_variance(tmp_path):
     latents = encode(pipe.vae, pictures(128, seed=10))
     assert latents.std() == pytest.approx(1, abs=0.1)
     assert latents.mean() == pytest.approx(0, abs=0.15)
+
+
+def test_polishing_changes_the_decoder_alone(tmp_path):
+    vae = build.new_pipeline(0).vae
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    polish_decoder(vae, tmp_path / "decoder.pt", steps=2, scenes=32)
+    changed = {name for name, value in vae.state_dict().items() if (value != before[name]).any()}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
 
 
 def test_packing_is_the_pipelines():
