@@ -5,7 +5,6 @@ python benchmarks/bench_pursuit.py [--quick]
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import interleaved, save
+from record import answer, interleaved
 
 from jaxdict.pursuit import choose_method, gradient_pursuit, prepare_atoms
 
@@ -58,16 +57,5 @@ def _blocking(run: Callable[[], Any]) -> None:
     jax.block_until_ready(run())
 
 
-def main() -> None:
-    """Measures every shape and writes results/pursuit.json."""
-    quick = "--quick" in sys.argv
-    rows = []
-    for shape in QUICK if quick else SHAPES:
-        rows.append(measure(*shape))
-        print(rows[-1], flush=True)
-    if not quick:
-        save("pursuit", rows)
-
-
 if __name__ == "__main__":
-    main()
+    answer("pursuit", measure, SHAPES, quick=QUICK)

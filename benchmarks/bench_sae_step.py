@@ -5,12 +5,10 @@ python benchmarks/bench_sae_step.py [--quick]
 
 from __future__ import annotations
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import interleaved, save
+from record import answer, interleaved
 
 from jaxdict import sae, update
 from jaxdict.normalize import Space
@@ -71,16 +69,5 @@ def measure(n: int, d: int, m: int, k: int, *, rounds: int = 5) -> dict[str, obj
     }
 
 
-def main() -> None:
-    """Measures every shape and writes results/sae_step.json."""
-    quick = "--quick" in sys.argv
-    rows = []
-    for shape in QUICK if quick else SHAPES:
-        rows.append(measure(*shape))
-        print(rows[-1], flush=True)
-    if not quick:
-        save("sae_step", rows)
-
-
 if __name__ == "__main__":
-    main()
+    answer("sae_step", measure, SHAPES, quick=QUICK)

@@ -7,8 +7,9 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,26 @@ def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str,
             function()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def answer(
+    question: str,
+    measure: Callable[..., dict[str, Any]],
+    shapes: Iterable[tuple[Any, ...]],
+    *,
+    quick: Iterable[tuple[Any, ...]],
+) -> None:
+    """Measures at every shape, prints each row and writes results/<question>.json.
+
+    With --quick on the command line the `quick` shapes are measured instead, and nothing is written.
+    """
+    trying = "--quick" in sys.argv
+    rows = []
+    for shape in quick if trying else shapes:
+        rows.append(measure(*shape))
+        print(rows[-1], flush=True)
+    if not trying:
+        save(question, rows)
 
 
 def save(question: str, rows: list[dict[str, Any]]) -> Path:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harvest.sites import Site, parse_site
 
 _LISTS = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
+
+
+class Enough(Exception):
+    """Raised inside a forward pass when nothing after this point is wanted; see `Capture`."""
 
 
 class Capture:
@@ -26,20 +31,38 @@ class Capture:
             current diffusers, or one joined tensor, as in older ones.
         sites: Site names.
         steps: Forward passes that make one image.
+        numbers: Which of them are kept, ascending; None for all.
+        stop: Raise `Enough` as soon as the last site of the last kept pass is there: whoever runs the
+            pipeline catches it, and saves the rest of the work.
 
     Raises:
         ValueError: If the transformer lacks a site.
     """
 
-    def __init__(self, transformer: nn.Module, sites: Sequence[str], *, steps: int) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module,
+        sites: Sequence[str],
+        *,
+        steps: int,
+        numbers: Sequence[int] | None = None,
+        stop: bool = False,
+    ) -> None:
         """Find the modules; no hook is set yet."""
         self._transformer = transformer
         self._steps = steps
+        kept = range(steps) if numbers is None else numbers
+        self._slots = {number: slot for slot, number in enumerate(kept)}
+        self._last = max(self._slots)
+        self._stop = stop
+        self._missing = len(sites)
+        self._picked: dict[str, Tensor] = {}
         self._signature = inspect.signature(transformer.forward)
         self._sites = {name: parse_site(name) for name in sites}
         self._modules = {name: _module(transformer, site) for name, site in self._sites.items()}
         self._handles: list[Any] = []
         self._buffers: dict[str, Tensor] = {}
+        self._spare: dict[str, Tensor] = {}
         self._text = 0
         self._step = -1
 
@@ -66,38 +89,64 @@ class Capture:
         """Remove the hooks."""
         self._remove()
 
+    def pick(self, positions: Mapping[str, np.ndarray]) -> None:
+        """Keep only some tokens of the images that come next.
+
+        Args:
+            positions: Stream -> positions [image, token] in that stream; a stream that is not named
+                is kept whole.
+        """
+        self._picked = {name: torch.from_numpy(where).long() for name, where in positions.items()}
+
     def take(self) -> dict[str, Tensor]:
         """Hand over what the last images left, and start again.
 
         Returns:
             Site -> bfloat16 [image, step, token, d] on the CPU. The memory is used again by the
-            next forward pass: copy what is to stay.
+            images after the next ones: copy what is to stay before then.
 
         Raises:
-            RuntimeError: If there were fewer forward passes than `steps`.
+            RuntimeError: If there were fewer forward passes than the last kept one.
         """
-        if self._step + 1 != self._steps:
+        if self._step < self._last or (not self._stop and self._step + 1 != self._steps):
             raise RuntimeError(
                 f"expected {self._steps} forward passes, got {self._step + 1}; run a whole image"
             )
-        self._step = -1
+        self.reset()
         if any(buffer.is_pinned() for buffer in self._buffers.values()):
-            torch.cuda.synchronize()
-        return {name: self._buffers[name].transpose(0, 1) for name in self._sites}
+            torch.cuda.current_stream().synchronize()
+        taken = {name: self._buffers[name].transpose(0, 1) for name in self._sites}
+        self._buffers, self._spare = self._spare, self._buffers
+        return taken
 
     def reset(self) -> None:
         """Forget an image that was begun, after an error inside the pipeline."""
         self._step = -1
+        self._missing = len(self._sites)
 
     def keep(self, name: str, value: Tensor) -> None:
         """Copy the rows of a site at the current step, [image, token, d]."""
-        shape = (self._steps, *value.shape)
+        picked = self._picked.get(self._sites[name].stream)
+        if picked is not None:
+            value = value.gather(
+                1, picked.to(value.device)[..., None].expand(-1, -1, value.shape[-1])
+            )
+        shape = (len(self._slots), *value.shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != shape:
             pin = value.device.type == "cuda"
             buffer = torch.empty(shape, dtype=torch.bfloat16, pin_memory=pin)
             self._buffers[name] = buffer
-        buffer[self._step].copy_(value.detach(), non_blocking=True)
+        buffer[self._slots[self._step]].copy_(value.detach(), non_blocking=True)
+        if self._step == self._last:
+            self._missing -= 1
+            if self._stop and not self._missing:
+                raise Enough
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the current forward pass is one that is kept."""
+        return self._step in self._slots
 
     @property
     def text(self) -> int:
@@ -126,6 +175,8 @@ class _Keep:
         self._signature = inspect.signature(module.forward)
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if not self._capture.wanted:
+            return
         value = self._pick(output)
         if self._site.kind == "update":
             before = self._input(self._signature.bind_partial(*args, **kwargs).arguments, output)

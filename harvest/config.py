@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -20,17 +21,23 @@ class HarvestConfig:
     )
 
     out: Path
-    """Folder of the store; an unfinished harvest with the same settings is resumed."""
+    """Folder of the store, or its URL such as s3://bucket/prefix; an unfinished harvest with the same settings is resumed."""
     model: str = "shapes"
     """The embedded model (shapes), a folder with a FLUX pipeline, or a hub id."""
     sites: tuple[str, ...] = ("double.2.img",)
     """Sites to read, names or globs: double.2.img, 'single.*.txt', double.0.img.mlp (also .attn, .update)."""
+    capture_steps: str = "all"
+    """Denoising steps whose activations are kept, numbered from 0: all, or for instance 0,2."""
+    tokens_per_image: int = 0
+    """Tokens of each stream that are kept of an image, drawn anew for each image from the seed. 0 means all."""
     prompts: str = "shapes"
-    """Where prompts come from: shapes (captions of the embedded world) or a .txt, .jsonl or .csv file."""
+    """Where prompts come from: shapes (captions of the embedded world), a .txt, .jsonl, .csv or .parquet file, or a data set of the hub (owner/name)."""
+    prompt_column: str = "prompt"
+    """Field or column that holds the prompt in a .jsonl, .csv or .parquet file or a data set."""
     images: int = 0
     """Images to make; prompts of a file are used in order and repeated as needed. 0 means each prompt of the file once, or 1000 captions."""
     steps: int = 0
-    """Denoising steps of each image, all of them harvested. 0 means the model's own number (8 for shapes)."""
+    """Denoising steps of each image. 0 means the model's own number (8 for shapes)."""
     seed: int = 0
     """Seed of the captions and of the noise; the noise of an image depends on this and its number only."""
     batch: int = 0
@@ -48,17 +55,30 @@ class HarvestConfig:
     guidance: float | None = None
     """Guidance scale. None means the model's own (0 for shapes and schnell, 3.5 for dev)."""
     quantize: Literal["none", "nf4", "int8"] = "none"
-    """Quantize the transformer and T5 by bitsandbytes while loading (int8 needs a GPU)."""
+    """Quantize the transformer by bitsandbytes while loading (int8 needs a GPU)."""
+    quantize_text: Literal["same", "none", "nf4", "int8"] = "same"
+    """Quantize T5; same means as the transformer."""
+    offload: Literal["none", "text", "model", "sequential"] = "none"
+    """Save GPU memory: text encodes all prompts first and frees the text encoders before the transformer loads; model and sequential are diffusers' own ways to keep on the GPU only the part that runs (a GPU is needed)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the computation; auto is bfloat16 on a GPU and float32 on a CPU. Activations are always kept as bfloat16."""
     device: str = "auto"
     """Torch device, such as cpu or cuda:0; auto is a GPU where there is one."""
     pictures: bool = True
-    """Keep the final pictures in the store."""
+    """Keep the final pictures in the store. Without them each image ends after the last site that is asked for."""
+    compress: Literal["none", "zstd"] = "none"
+    """Compress activations: none, or zstd (about a quarter smaller, slower to write and read)."""
+    chunk_mb: float = 1.5
+    """Size of an inner chunk aimed at, in MB: what a reader fetches at least."""
+    buffer_mb: float = 2048.0
+    """Memory for activations that are not written yet, in MB; batches and shards are made to fit."""
+    dry_run: bool = False
+    """Print rows, bytes and about how much memory and time it takes, and stop."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the model."""
-        for name in ("images", "steps", "seed", "batch", "images_per_shard", "height", "width"):
+        whole = ("images", "steps", "seed", "batch", "images_per_shard", "height", "width")
+        for name in (*whole, "tokens_per_image"):
             _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         _expect(self.seed < 2**63, "seed", "less than 2**63", self.seed)
         length = self.max_sequence_length
@@ -66,8 +86,26 @@ class HarvestConfig:
         _expect(0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
         _expect(any(self.sites), "sites", "at least one site such as double.2.img", self.sites)
         _expect(bool(self.model), "model", "shapes, a folder or a hub id", self.model)
+        for name in ("chunk_mb", "buffer_mb"):
+            _expect(getattr(self, name) > 0, name, "more than 0 MB", getattr(self, name))
+        chosen = self.capture_steps
+        listed = re.fullmatch(r"\d+(\s*,\s*\d+)*", chosen) is not None
+        _expect(chosen == "all" or listed, "capture_steps", "all, or numbers such as 0,2", chosen)
         guidance = self.guidance
         _expect(guidance is None or guidance >= 0, "guidance", "0 or more", guidance)
+
+    def numbers(self, steps: int) -> tuple[int, ...]:
+        """The captured ones of so many denoising steps, ascending.
+
+        Raises:
+            ValueError: If one of them is not among the steps.
+        """
+        if self.capture_steps == "all":
+            return tuple(range(steps))
+        numbers = tuple(sorted({int(text) for text in self.capture_steps.split(",")}))
+        last = numbers[-1]
+        _expect(last < steps, "capture_steps", f"numbers below the {steps} steps", last)
+        return numbers
 
 
 def _expect(holds: bool, name: str, expected: str, got: object) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from harvest.quantize import KEPT_WHOLE, QUANTIZATIONS, quantization_config, to_nf4
+from harvest.loading import (
+    EMBEDDED,
+    content_hash,
+    find_files,
+    load_pipeline,
+    quiet,
+    read_config,
+)
+from harvest.quantize import QUANTIZATIONS
 
-EMBEDDED = Path(__file__).parent / "shapes" / "weights"
-"""Folder of the embedded model."""
+__all__ = ["DTYPES", "EMBEDDED", "LoadedModel", "content_hash", "load_model"]
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_WHOLE_FILE = 256 * 2**20
-_SAMPLE = 2**20
-_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class LoadedModel:
         guidance: Guidance scale by default.
         judge: Reads a picture's true attributes back (uint8 [H, W, 3] to
             ``harvest.shapes.check.Reading``); None but for the embedded model.
+        folder: Where its files lie.
+        place: Device it computes on.
     """
 
     pipe: Any
@@ -49,6 +51,8 @@ class LoadedModel:
     max_sequence_length: int
     guidance: float
     judge: Callable[[np.ndarray], Any] | None
+    folder: Path
+    place: torch.device
 
     def generate(
         self,
@@ -59,6 +63,7 @@ class LoadedModel:
         size: tuple[int, int] | None = None,
         max_sequence_length: int | None = None,
         guidance: float | None = None,
+        text: Mapping[str, torch.Tensor] | None = None,
     ) -> np.ndarray:
         """Make one picture for each prompt, in one batch.
 
@@ -69,6 +74,7 @@ class LoadedModel:
             size: (height, width) in pixels.
             max_sequence_length: Length of the text in T5 tokens.
             guidance: Guidance scale.
+            text: The prompts as `encode` gave them; None to encode them now.
 
         Returns:
             uint8 [n, height, width, 3].
@@ -79,8 +85,10 @@ class LoadedModel:
         if len(prompts) != len(seeds):
             raise ValueError(f"expected a seed a prompt, got {len(prompts)} and {len(seeds)}")
         height, width = size or self.size
+        encoded = {name: value.to(self.place, self.dtype) for name, value in (text or {}).items()}
         made = self.pipe(
-            list(prompts),
+            None if encoded else list(prompts),
+            **encoded,
             height=height,
             width=width,
             num_inference_steps=steps or self.steps,
@@ -91,6 +99,33 @@ class LoadedModel:
         ).images
         shades = np.nan_to_num(np.asarray(made, np.float32) * 255, nan=0.0)  # NaN would be noise
         return np.rint(shades).astype(np.uint8)
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], max_sequence_length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Run the text encoders.
+
+        Args:
+            prompts: Texts.
+            max_sequence_length: Length of the text in T5 tokens; None for the model's own.
+
+        Returns:
+            ``prompt_embeds`` [n, length, width of T5] and ``pooled_prompt_embeds`` [n, width of CLIP],
+            on the model's device.
+        """
+        states, pooled, _ = self.pipe.encode_prompt(
+            list(prompts),
+            prompt_2=None,
+            device=self.place,
+            max_sequence_length=max_sequence_length or self.max_sequence_length,
+        )
+        return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the computation."""
+        return DTYPES[self.info["dtype"]]
 
     def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """Image tokens of a picture as (h, w): a token is 2 x 2 latents.
@@ -155,19 +190,26 @@ def load_model(
     name: str,
     *,
     quantize: str = "none",
+    quantize_text: str = "same",
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
+    offload: str = "none",
+    parts: str = "all",
 ) -> LoadedModel:
     """Load a FLUX pipeline.
 
     Args:
         name: ``shapes`` (the embedded model, never from the network), a folder, or a hub id such as
             ``black-forest-labs/FLUX.1-schnell``.
-        quantize: ``none``, ``nf4`` or ``int8``: the transformer and T5 by bitsandbytes; int8 needs
-            a GPU.
+        quantize: ``none``, ``nf4`` or ``int8``: the transformer by bitsandbytes; int8 needs a GPU.
+        quantize_text: The same for T5; ``same`` means as `quantize`.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None (or ``auto``) is bfloat16 on a GPU and
             float32 on a CPU.
         device: Torch device; None (or ``auto``) is a GPU where there is one.
+        offload: ``model`` or ``sequential``: diffusers moves to the GPU only the part that runs.
+        parts: ``all``; ``text`` for the text encoders alone, ``image`` for all but them, ``none`` for
+            tokenizers, scheduler and settings. A transformer that is not loaded is there on torch's
+            meta device: its shapes can be asked for.
 
     Returns:
         The pipeline, ready to run, without progress bars.
@@ -177,19 +219,28 @@ def load_model(
     """
     place = _device(device)
     precision = _dtype(dtype, place)
-    if quantize not in QUANTIZATIONS:
-        raise ValueError(f"expected quantize to be one of {QUANTIZATIONS}, got {quantize!r}")
-    if quantize == "int8" and place.type != "cuda":
+    text = quantize if quantize_text == "same" else quantize_text
+    for asked in (quantize, text):
+        if asked not in QUANTIZATIONS:
+            raise ValueError(f"expected quantize to be one of {QUANTIZATIONS}, got {asked!r}")
+        if asked == "int8" and place.type != "cuda":
+            raise ValueError(
+                f"expected a GPU for int8, got device {place}; use nf4, or no quantization"
+            )
+    if offload in ("model", "sequential") and place.type != "cuda":
         raise ValueError(
-            f"expected a GPU for int8, got device {place}; use nf4, or no quantization"
+            f"expected a GPU for --offload {offload}, got device {place}; use --offload text or none"
         )
-    with _quiet(everything=name == "shapes"):
-        folder, shown, revision = _find(name)
-        pipe = _load(folder, shown, quantize, precision, place)
+    with quiet(everything=name == "shapes"):
+        folder, shown, revision = find_files(name)
+        chosen = {"transformer": quantize, "text_encoder_2": text}
+        pipe = load_pipeline(folder, shown, chosen, precision, place, offload, parts)
     pipe.set_progress_bar_config(disable=True)
 
-    vae, config = pipe.vae.config, pipe.transformer.config
-    pipe.default_sample_size = vae.sample_size // pipe.vae_scale_factor
+    vae, config = read_config(folder, "vae"), pipe.transformer.config
+    side = int(vae["sample_size"])
+    pipe.vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    pipe.default_sample_size = side // pipe.vae_scale_factor
     embedded = folder.samefile(EMBEDDED)
     distilled = bool(config.guidance_embeds)
     info = {
@@ -197,6 +248,7 @@ def load_model(
         "revision": revision,
         "sha256": content_hash(folder),
         "quantization": quantize,
+        "text_quantization": text,
         "dtype": str(precision).removeprefix("torch."),
         "device": place.type,
         "double": config.num_layers,
@@ -208,39 +260,13 @@ def load_model(
         name=shown,
         info=info,
         steps=8 if embedded else 28 if distilled else 4,
-        size=(vae.sample_size, vae.sample_size),
+        size=(side, side),
         max_sequence_length=32 if embedded else 512 if distilled else 256,
         guidance=3.5 if distilled else 0.0,
         judge=_judge if embedded else None,
+        folder=folder,
+        place=place,
     )
-
-
-def content_hash(folder: str | Path) -> str:
-    """Digest of a pipeline's weights and configuration.
-
-    Every ``.safetensors`` and ``.json`` file counts, by its path and content. Of a file over
-    256 MiB, its size and 64 evenly spread blocks of 1 MiB count, which takes well under a second.
-
-    Args:
-        folder: Where the pipeline lies.
-
-    Returns:
-        SHA-256 in hex.
-    """
-    folder = Path(folder)
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
-        own, size = hashlib.sha256(), path.stat().st_size
-        with path.open("rb") as file:
-            if size <= _WHOLE_FILE:
-                own.update(file.read())
-            else:
-                own.update(str(size).encode())
-                for i in range(_SAMPLES):
-                    file.seek((size - _SAMPLE) * i // (_SAMPLES - 1))
-                    own.update(file.read(_SAMPLE))
-        total.update(f"{path.relative_to(folder).as_posix()}\0{own.hexdigest()}\n".encode())
-    return total.hexdigest()
 
 
 def _judge(picture: np.ndarray) -> Any:
@@ -271,82 +297,3 @@ def _dtype(name: str | torch.dtype | None, place: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"expected dtype to be one of {tuple(DTYPES)}, got {name!r}")
     return DTYPES[name]
-
-
-def _find(name: str) -> tuple[Path, str, str | None]:
-    """Folder, name to show and revision of a model; fetches it if it is on a hub."""
-    if name == "shapes":
-        if not (EMBEDDED / "model_index.json").is_file():
-            raise ValueError(f"expected the embedded model in {EMBEDDED}; install jaxdict again")
-        return EMBEDDED, name, None
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ValueError(
-                f"expected a pipeline with a model_index.json in {path}, got none; "
-                "save one there with pipe.save_pretrained"
-            )
-        return path, "shapes" if path.samefile(EMBEDDED) else str(path.resolve()), None
-    if name.count("/") != 1 or name[0] in "./~":
-        raise ValueError(
-            f"expected shapes, a pipeline's folder or a hub id (owner/name), got {name!r}"
-        )
-    from diffusers import FluxPipeline
-
-    try:
-        fetched = Path(FluxPipeline.download(name))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"expected a model at the hub id {name!r}, but it cannot be fetched ({reason}); check "
-            "the name and the network, and log in if the model asks for it"
-        ) from error
-    return fetched, name, fetched.name
-
-
-def _load(folder: Path, name: str, quantize: str, dtype: torch.dtype, place: torch.device) -> Any:
-    from diffusers import FluxPipeline, __version__
-
-    kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    if kind != "FluxPipeline":
-        raise ValueError(f"expected a FluxPipeline at {name}, got a {kind}; only FLUX.1 is read")
-    key = "torch_dtype" if __version__.startswith("0.") else "dtype"
-    options: dict[str, Any] = {key: dtype, "local_files_only": True}
-    if quantize != "none" and place.type == "cuda":
-        options["quantization_config"] = quantization_config(quantize, dtype)
-    try:
-        pipe = FluxPipeline.from_pretrained(str(folder), **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"expected a whole FLUX pipeline at {name}, got: {reason}") from error
-    if quantize == "nf4" and place.type != "cuda":
-        for part, kept in KEPT_WHOLE.items():
-            to_nf4(getattr(pipe, part), kept, dtype)
-    return pipe.to(place)
-
-
-@contextmanager
-def _quiet(*, everything: bool) -> Iterator[None]:
-    """Silence what a loader says that a user can do nothing about; its bars too, if `everything`.
-
-    (A missing torchvision is of no matter here; ``torch_dtype`` works in all of diffusers 0.x.)
-    """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    both = (diffusers_logging, transformers_logging)
-    levels = [log.get_verbosity() for log in both]
-    bars = [log.is_progress_bar_enabled() for log in both]
-    try:
-        for log in both:
-            log.set_verbosity_error()
-            if everything:
-                log.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            yield
-    finally:
-        for log, level, bar in zip(both, levels, bars, strict=True):
-            log.set_verbosity(level)
-            if bar:
-                log.enable_progress_bar()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,23 @@ KEPT_WHOLE = {"transformer": ("x_embedder", "context_embedder", "proj_out"), "te
 """Layers of each quantized part that keep their precision: the transformer's first and last."""
 
 
-def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
-    """Settings with which diffusers quantizes the transformer and T5 while it loads them."""
+def quantization_config(parts: Mapping[str, str], dtype: torch.dtype) -> Any:
+    """Settings with which diffusers quantizes parts of a pipeline while it loads them.
+
+    Args:
+        parts: ``transformer`` and ``text_encoder_2``, or one of them, to ``nf4`` or ``int8``.
+        dtype: Precision of the computation.
+    """
     from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
     from transformers import BitsAndBytesConfig as TextConfig
 
-    def settings(kind: Any, part: str) -> Any:
+    kinds = {"transformer": BitsAndBytesConfig, "text_encoder_2": TextConfig}
+
+    def settings(part: str, quantize: str) -> Any:
         kept = list(KEPT_WHOLE[part]) or None
         if quantize == "int8":
-            return kind(load_in_8bit=True, llm_int8_skip_modules=kept)
-        return kind(
+            return kinds[part](load_in_8bit=True, llm_int8_skip_modules=kept)
+        return kinds[part](
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=dtype,
@@ -30,14 +37,13 @@ def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
         )
 
     return PipelineQuantizationConfig(
-        quant_mapping={
-            "transformer": settings(BitsAndBytesConfig, "transformer"),
-            "text_encoder_2": settings(TextConfig, "text_encoder_2"),
-        }
+        quant_mapping={part: settings(part, quantize) for part, quantize in parts.items()}
     )
 
 
-def to_nf4(model: nn.Module, kept: Sequence[str], dtype: torch.dtype) -> None:
+def to_nf4(
+    model: nn.Module, kept: Sequence[str], dtype: torch.dtype, *, place: str = "cpu"
+) -> None:
     """Put 4-bit linears in the place of a model's own, on a CPU, where diffusers cannot.
 
     Left as they are: the layers in `kept`, and T5's ``wo``, whose dtype transformers reads.
@@ -55,4 +61,4 @@ def to_nf4(model: nn.Module, kept: Sequence[str], dtype: torch.dtype) -> None:
         small.weight = weight(linear.weight.data, requires_grad=False, quant_type="nf4")
         small.bias = linear.bias
         parent, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, small.to("cpu").requires_grad_(False))
+        setattr(model.get_submodule(parent), leaf, small.to(place).requires_grad_(False))

@@ -3,63 +3,94 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from harvest.capture import Capture, site_shape
+from harvest.capture import Capture, Enough
 from harvest.config import HarvestConfig
+from harvest.estimate import estimate, size, told
+from harvest.location import Location
 from harvest.models import LoadedModel, load_model
-from harvest.prompts import image_seed, load_prompts, split_of
-from harvest.sites import expand_sites
+from harvest.plan import make_plan, plain
+from harvest.ranks import Ranks, joined_ranks
 from harvest.store import StoreSpec, StoreWriter, create_store
-
-_BATCH_TOKENS = 16384
-_SHARD_BYTES = 64 * 2**20
-_SHARD_BATCHES = 16
+from harvest.text_cache import TextCache
 
 
 def harvest(config: HarvestConfig) -> dict[str, Any]:
     """Fill a store, or what is missing of it.
 
     Images are made in batches that lie within a shard, at fixed places, so a run that was cut off
-    and resumed leaves the same bits as one that was not (on one machine and with one number of
-    threads, as floating-point sums depend on both).
+    and resumed, or one that several processes share, leaves the same bits as one that was not (on
+    one machine and with one number of threads, as floating-point sums depend on both).
 
     Args:
         config: Settings; the store keeps them with every default filled in.
 
     Returns:
-        Summary: where the store is, its fingerprint, images, rows and sites, images made now.
+        Summary: where the store is, its fingerprint, images, rows and sites, images made now. After a
+        dry run: what it would take.
 
     Raises:
         ValueError: If the settings are wrong, `out` holds another store, or an activation is not
             finite (naming site, step and prompt).
+        OSError: If the store cannot be written.
     """
-    model = load_model(
-        config.model, quantize=config.quantize, dtype=config.dtype, device=config.device
-    )
-    config = _resolve(config, model)
-    spec = _spec(config, model)
-    writer = create_store(config.out, spec)
-    beside = config.out.with_name(config.out.name + ".config.json")
-    _save_json(beside, {name: _plain(value) for name, value in asdict(config).items()})
-    made = _fill(writer, spec, config, model)
-    writer.sweep()
+    with joined_ranks() as ranks:
+        config = replace(config, device=ranks.device(config.device))
+        parts = "none" if config.dry_run else "text" if config.offload == "text" else "all"
+        model = _load(config, parts)
+        wanted, spec, found = make_plan(config, model)
+        if ranks.rank == 0 and config.prompts != "shapes":
+            print(f"{config.prompts}: {found.note}")
+        if config.dry_run:
+            expected = estimate(wanted, spec, model)
+            print(told(wanted, spec, expected))
+            return {"store": str(Location(config.out)), "dry_run": True, **expected._asdict()}
+        return _harvest(config, wanted, spec, model, ranks)
+
+
+def _harvest(
+    asked: HarvestConfig,
+    config: HarvestConfig,
+    spec: StoreSpec,
+    model: LoadedModel,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    place = Location(config.out)
+    if ranks.rank == 0:
+        create_store(config.out, spec)
+    ranks.wait()
+    writer = create_store(config.out, spec)  # the one that is there now
+    beside = place.sibling(".config.json")
+    if ranks.rank == 0:
+        settings = {name: plain(value) for name, value in asdict(config).items()}
+        beside.write_text(json.dumps(settings | {"out": str(place)}, indent=2) + "\n")
+    pending = writer.pending()
+    ranks.wait()  # everyone has seen the same store before anyone writes
+    own = [shard for shard in pending if shard % ranks.world == ranks.rank]
+    cache = None
+    if config.offload == "text" and own:
+        cache = TextCache(place, writer.fingerprint)
+        cache.fill(model, {n: spec.prompts[writer.images_of(n)] for n in own}, config)
+        model = _load(asked, "image", instead_of=model)
+    made = _fill(writer, spec, config, model, own, cache, quiet=ranks.rank > 0)
+    ranks.wait()
 
     rows = {site: spec.images * spec.steps * tokens for site, (tokens, _) in spec.sites.items()}
-    done = f"{made} images made, {spec.images - made} were there already"
-    print(f"{config.out}: {spec.images} images ({done}), {sum(rows.values()):,} rows")
+    if ranks.rank == 0:
+        writer.sweep()
+        made = sum(_length(writer.images_of(shard)) for shard in pending)
+        done = f"{made} images made, {spec.images - made} were there already"
+        print(f"{place}: {spec.images} images ({done}), {sum(rows.values()):,} rows")
     return {
-        "store": str(config.out),
+        "store": str(place),
         "fingerprint": writer.fingerprint,
         "model": model.name,
         "images": spec.images,
@@ -70,168 +101,169 @@ def harvest(config: HarvestConfig) -> dict[str, Any]:
     }
 
 
-def _resolve(config: HarvestConfig, model: LoadedModel) -> HarvestConfig:
-    """Fill in every default that depends on the model or the prompts."""
-    size = (config.height or model.size[0], config.width or model.size[1])
-    grid = model.grid(size)
-    images = config.images or len(load_prompts(config.prompts, seed=config.seed))
-    steps = config.steps or model.steps
-    length = config.max_sequence_length or model.max_sequence_length
-    batch = config.batch or min(16, max(1, _BATCH_TOKENS // (grid[0] * grid[1])))
-    batch = min(batch, images)
-    blocks = {"double": model.info["double"], "single": model.info["single"]}
-    sites = expand_sites(config.sites, **blocks)
-    shapes = [_shape(model, site, grid, length) for site in sites]
-    image_bytes = sum(tokens * d for tokens, d in shapes) * steps * 2
-    batches = min(_SHARD_BATCHES, max(1, _SHARD_BYTES // (image_bytes * batch)))
-    per_shard = config.images_per_shard or batch * batches
-    return replace(
-        config,
-        model=model.name,
-        sites=sites,
-        images=images,
-        steps=steps,
-        batch=batch,
-        images_per_shard=min(per_shard, images),
-        max_sequence_length=length,
-        height=size[0],
-        width=size[1],
-        guidance=model.guidance if config.guidance is None else config.guidance,
-        dtype=model.info["dtype"],
-        device=model.info["device"],
+def _load(
+    config: HarvestConfig, parts: str, *, instead_of: LoadedModel | None = None
+) -> LoadedModel:
+    """Load parts of the model; those of another are let go first."""
+    if instead_of is not None:
+        for part in ("text_encoder", "text_encoder_2"):
+            setattr(instead_of.pipe, part, None)
+        if instead_of.place.type == "cuda":
+            torch.cuda.empty_cache()
+    return load_model(
+        config.model,
+        quantize=config.quantize,
+        quantize_text=config.quantize_text,
+        dtype=config.dtype,
+        device=config.device,
+        offload=config.offload,
+        parts=parts,
     )
 
 
-def _shape(model: LoadedModel, site: str, grid: tuple[int, int], length: int) -> tuple[int, int]:
-    tokens = grid[0] * grid[1]
-    return site_shape(model.pipe.transformer, site, image_tokens=tokens, text_tokens=length)
-
-
-def _spec(config: HarvestConfig, model: LoadedModel) -> StoreSpec:
-    """What the store will hold, all of it known before the first image."""
-    size = (config.height, config.width)
-    grid = model.grid(size)
-    prompts = load_prompts(config.prompts, config.images, seed=config.seed)
-    texts = [prompt.text for prompt in prompts]
-    length = config.max_sequence_length
-    sigmas, timesteps = model.schedule(config.steps, size)
-    scheduler = model.pipe.scheduler
-    kept = {name: _plain(value) for name, value in asdict(config).items() if name != "out"}
-    return StoreSpec(
-        sites={site: _shape(model, site, grid, length) for site in config.sites},
-        images=config.images,
+def _fill(
+    writer: StoreWriter,
+    spec: StoreSpec,
+    config: HarvestConfig,
+    model: LoadedModel,
+    shards: list[int],
+    cache: TextCache | None,
+    *,
+    quiet: bool,
+) -> int:
+    """Make shards; one is written while the next is made. Gives the images made."""
+    missing = sum(_length(writer.images_of(shard)) for shard in shards)
+    capture = Capture(
+        model.pipe.transformer,
+        list(spec.sites),
         steps=config.steps,
-        prompts=texts,
-        seeds=[image_seed(config.seed, i) for i in range(config.images)],
-        split=[split_of(text, config.validation) for text in texts],
-        labels=[prompt.labels for prompt in prompts],
-        sigmas=sigmas,
-        timesteps=timesteps,
-        grid=grid,
-        words=model.words(texts, length),
-        picture=size if config.pictures else None,
-        attrs={
-            "model": model.info,
-            "scheduler": {
-                "class": type(scheduler).__name__,
-                "config": {
-                    name: value
-                    for name, value in sorted(scheduler.config.items())
-                    if not name.startswith("_")
-                },
-            },
-            "guidance": config.guidance,
-            "resolution": list(size),
-            "config": kept,
-            "versions": {name: version(name) for name in ("torch", "diffusers", "zarr")},
-        },
-        images_per_shard=config.images_per_shard,
+        numbers=spec.numbers,
+        stop=not config.pictures,
     )
-
-
-def _fill(writer: StoreWriter, spec: StoreSpec, config: HarvestConfig, model: LoadedModel) -> int:
-    """Make what is pending; one shard is written while the next is made. Gives the images made."""
-    pending = writer.pending()
-    missing = sum(_length(writer.images_of(shard)) for shard in pending)
-    rows = sum(tokens for tokens, _ in spec.sites.values()) * spec.steps
-    capture = Capture(model.pipe.transformer, list(spec.sites), steps=spec.steps)
     bar = tqdm(
         total=spec.images,
         initial=spec.images - missing,
         unit="image",
         desc="harvest",
         smoothing=0.1,
+        disable=quiet,
     )
     writing: Future[None] | None = None
-    with bar, capture, ThreadPoolExecutor(1) as background:
-        for shard in pending:
-            made = _make_shard(writer.images_of(shard), spec, config, model, capture, bar, rows)
+    with bar, capture, ThreadPoolExecutor(1) as writers, ThreadPoolExecutor(1) as copiers:
+        for shard in shards:
+            shard_text = None if cache is None else cache.read(shard)
+            maker = _ShardMaker(spec, config, model, capture, bar, copiers)
+            made = maker.make(writer.images_of(shard), shard_text)
             if writing is not None:
                 writing.result()
-            writing = background.submit(writer.write, shard, *made)
+            writing = writers.submit(_write, writer, shard, made, cache)
         if writing is not None:
             writing.result()
+    if cache is not None:
+        cache.close()
     return missing
 
 
-def _make_shard(
-    where: slice,
-    spec: StoreSpec,
-    config: HarvestConfig,
-    model: LoadedModel,
-    capture: Capture,
-    bar: tqdm,
-    rows: int,
-) -> tuple[Mapping[str, np.ndarray], np.ndarray | None]:
-    """Run the pipeline over one shard; gives bfloat16 bits by site, and the pictures."""
-    count = _length(where)
-    bits = {
-        site: np.empty((count, spec.steps, *shape), np.uint16) for site, shape in spec.sites.items()
-    }
-    pictures = None if spec.picture is None else np.empty((count, *spec.picture, 3), np.uint8)
-    for start in range(0, count, config.batch):
-        stop = min(start + config.batch, count)
-        chosen = slice(where.start + start, where.start + stop)
-        made = model.generate(
-            spec.prompts[chosen],
-            spec.seeds[chosen],
-            steps=spec.steps,
-            size=(config.height, config.width),
-            max_sequence_length=config.max_sequence_length,
-            guidance=config.guidance,
-        )
-        _check_schedule(spec, model)
-        for site, values in capture.take().items():
-            bits[site][start:stop] = values.view(torch.int16).numpy().view(np.uint16)
-        if pictures is not None:
-            pictures[start:stop] = made
-        bar.update(stop - start)
-        rate = bar.format_dict["rate"]
-        if rate:
-            bar.set_postfix_str(f"{rate * rows:,.0f} rows/s", refresh=False)
-    return bits, pictures
+def _write(
+    writer: StoreWriter,
+    shard: int,
+    made: tuple[Mapping[str, np.ndarray], np.ndarray | None],
+    cache: TextCache | None,
+) -> None:
+    writer.write(shard, *made)
+    if cache is not None:
+        cache.drop(shard)
+
+
+class _ShardMaker:
+    """Runs the pipeline over one shard."""
+
+    def __init__(
+        self,
+        spec: StoreSpec,
+        config: HarvestConfig,
+        model: LoadedModel,
+        capture: Capture,
+        bar: tqdm,
+        copiers: ThreadPoolExecutor,
+    ) -> None:
+        self.spec, self.config, self.model = spec, config, model
+        self.capture, self.bar, self.copiers = capture, bar, copiers
+        self.rows = sum(tokens for tokens, _ in spec.sites.values()) * spec.steps
+        values = sum(tokens * d for tokens, d in spec.sites.values()) * spec.steps
+        self.megabytes = values * 2 / 1e6
+
+    def make(
+        self, where: slice, text: Mapping[str, torch.Tensor] | None
+    ) -> tuple[Mapping[str, np.ndarray], np.ndarray | None]:
+        """Bfloat16 bits by site, and the pictures; a batch is copied while the next one is made."""
+        spec, config, count = self.spec, self.config, _length(where)
+        bits = {
+            site: np.empty((count, spec.steps, *shape), np.uint16)
+            for site, shape in spec.sites.items()
+        }
+        pictures = None if spec.picture is None else np.empty((count, *spec.picture, 3), np.uint8)
+        copying: Future[None] | None = None
+        for start in range(0, count, config.batch):
+            own = slice(start, min(start + config.batch, count))
+            chosen = slice(where.start + own.start, where.start + own.stop)
+            self.capture.pick({name: at[chosen] for name, at in spec.positions.items()})
+            part = None if text is None else {name: value[own] for name, value in text.items()}
+            made = self._generate(chosen, part)
+            _check_schedule(spec, self.model)
+            taken = self.capture.take()
+            if copying is not None:
+                copying.result()  # its buffers are used again by the next batch
+            copying = self.copiers.submit(_copy, taken, bits, own)
+            if pictures is not None and made is not None:
+                pictures[own] = made
+            self._show(own.stop - own.start)
+        if copying is not None:
+            copying.result()
+        return bits, pictures
+
+    def _generate(
+        self, chosen: slice, text: Mapping[str, torch.Tensor] | None
+    ) -> np.ndarray | None:
+        config, spec = self.config, self.spec
+        try:
+            return self.model.generate(
+                spec.prompts[chosen],
+                spec.seeds[chosen],
+                steps=config.steps,
+                size=(config.height, config.width),
+                max_sequence_length=config.max_sequence_length,
+                guidance=config.guidance,
+                text=text,
+            )
+        except Enough:
+            self.model.pipe.maybe_free_model_hooks()
+            return None
+
+    def _show(self, images: int) -> None:
+        self.bar.update(images)
+        rate = self.bar.format_dict["rate"]
+        if rate and not self.bar.disable:
+            free = Location(self.config.out).free()
+            left = "" if free is None else f", {size(free)} left"
+            text = f"{rate * self.rows:,.0f} rows/s, {rate * self.megabytes:,.3g} MB/s{left}"
+            self.bar.set_postfix_str(text, refresh=False)
+
+
+def _copy(taken: Mapping[str, torch.Tensor], bits: Mapping[str, np.ndarray], own: slice) -> None:
+    for site, values in taken.items():
+        bits[site][own] = values.view(torch.int16).numpy().view(np.uint16)
 
 
 def _check_schedule(spec: StoreSpec, model: LoadedModel) -> None:
     """The store's noise levels were computed before the run: see that they were the ones used."""
-    used = model.pipe.scheduler.sigmas[:-1].tolist()
-    if used != list(spec.sigmas):
+    used = model.pipe.scheduler.sigmas.tolist()
+    if [used[number] for number in spec.numbers] != list(spec.sigmas):
         raise RuntimeError(
-            f"the pipeline used noise levels {used}, but the store says {list(spec.sigmas)}; this "
-            "version of diffusers schedules otherwise: please report it"
+            f"the pipeline used noise levels {used[:-1]}, but the store says {list(spec.sigmas)}; "
+            "this version of diffusers schedules otherwise: please report it"
         )
 
 
 def _length(where: slice) -> int:
     return where.stop - where.start
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _save_json(path: Path, value: Any) -> None:
-    """Write at once: the file is the old one or the new one, never half of it."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)

@@ -7,49 +7,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 FORMAT = "jaxdict-activations"
-VERSION = 1
-STATISTICS = ("sum", "sum of squares", "min", "max")
+VERSION = 2
+COMPRESSIONS = ("none", "zstd")
 TARGET_CHUNK = 1_500_000
 """Bytes of an inner chunk aimed at: large enough to read fast, small enough to read little."""
 
 _RESERVED = (
     *("format", "version", "fingerprint", "images", "steps", "images_per_shard", "grid"),
     *("picture", "sites", "words", "prompts", "seeds", "split", "labels", "sigmas", "timesteps"),
+    *("denoising_steps", "step_numbers", "positions", "chunk_bytes", "compress"),
 )
 _UNCOMPARED = ("versions",)
-
-
-class Statistics(NamedTuple):
-    """Statistics of the rows of one site, in float64.
-
-    Args:
-        count: Number of rows n.
-        mean: ``sum x / n``, [d], in units of the activation.
-        second: Mean of squares ``sum x^2 / n``, [d].
-        min: Smallest value, [d].
-        max: Largest value, [d].
-    """
-
-    count: int
-    mean: np.ndarray
-    second: np.ndarray
-    min: np.ndarray
-    max: np.ndarray
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Variance of each dimension over the rows, ``second - mean^2`` (never below 0), [d]."""
-        return np.maximum(self.second - self.mean**2, 0.0)
-
-    @property
-    def norm(self) -> float:
-        """Root mean square of the rows' norms, ``sqrt(sum_d second)``."""
-        return float(np.sqrt(self.second.sum()))
 
 
 @dataclass(frozen=True)
@@ -59,18 +32,24 @@ class StoreSpec:
     Args:
         sites: Site -> (tokens, d).
         images: Number of images.
-        steps: Number of denoising steps.
+        steps: Number of captured denoising steps.
         prompts: Prompt of each image.
         seeds: Seed of each image.
         split: 0 (train) or 1 (validation) for each image.
         labels: Ground-truth tags of each image, attribute -> values; ``{}`` where unknown.
-        sigmas: Noise level of each step, in [0, 1].
-        timesteps: The scheduler's timestep of each step.
+        sigmas: Noise level of each captured step, in [0, 1].
+        timesteps: The scheduler's timestep of each captured step.
         grid: (h, w) of the image tokens; token t lies at y = t // w, x = t % w.
         words: Text token strings of each image, or None where there are none.
         picture: (height, width) of the pictures in pixels, or None to keep no pictures.
         attrs: Further attributes (model, scheduler, guidance, resolution, config), JSON-able.
         images_per_shard: Images that are written, and resumed, together.
+        denoising_steps: Denoising steps of an image, captured or not; 0 means `steps`.
+        step_numbers: Which of them each captured step is, ascending; empty means the first `steps`.
+        positions: Stream -> positions [images, tokens] of the tokens that are kept of each image, ascending;
+            a stream that is not named is kept whole.
+        chunk_bytes: Bytes of an inner chunk aimed at.
+        compress: ``none``, or ``zstd`` (Zstandard after a byte shuffle).
 
     Raises:
         ValueError: If the lengths disagree, naming the field.
@@ -90,6 +69,11 @@ class StoreSpec:
     picture: tuple[int, int] | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
     images_per_shard: int = 64
+    denoising_steps: int = 0
+    step_numbers: Sequence[int] = ()
+    positions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    chunk_bytes: int = TARGET_CHUNK
+    compress: str = "none"
 
     def __post_init__(self) -> None:
         """Check that the parts agree."""
@@ -110,8 +94,28 @@ class StoreSpec:
             raise ValueError(f"expected words of {self.images} images, got {len(self.words)}")
         if self.words is not None and len({len(row) for row in self.words}) > 1:
             raise ValueError("expected as many words for each image; pad them to one length")
+        numbers, total = self.numbers, self.denoising_steps or self.steps
+        if len(numbers) != self.steps or list(numbers) != sorted(
+            {n for n in numbers if 0 <= n < total}
+        ):
+            raise ValueError(
+                f"expected {self.steps} ascending numbers of {total} denoising steps, got {list(numbers)}"
+            )
+        if self.compress not in COMPRESSIONS:
+            raise ValueError(
+                f"expected compress to be one of {COMPRESSIONS}, got {self.compress!r}"
+            )
+        if self.chunk_bytes < 1:
+            raise ValueError(f"expected chunks of at least 1 byte, got {self.chunk_bytes}")
         for name, (tokens, _) in self.sites.items():
-            stream = [*name.split("."), "", "", ""][2]
+            stream = stream_of(name)
+            if stream in self.positions:
+                shape = np.shape(self.positions[stream])
+                if shape != (self.images, tokens):
+                    raise ValueError(
+                        f"expected positions of shape {(self.images, tokens)} for {name}, got {shape}"
+                    )
+                continue
             if stream == "img" and tokens != math.prod(self.grid):
                 raise ValueError(f"{name} has {tokens} tokens, but the grid is {self.grid}")
             if stream == "txt" and self.words is not None and tokens != len(self.words[0]):
@@ -124,6 +128,11 @@ class StoreSpec:
     def shards(self) -> int:
         """Number of shards."""
         return -(-self.images // self.images_per_shard)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Which denoising step each captured one is."""
+        return tuple(int(n) for n in self.step_numbers) or tuple(range(self.steps))
 
     def content(self) -> dict[str, Any]:
         """Everything above as plain JSON values (tuples are lists)."""
@@ -141,9 +150,22 @@ class StoreSpec:
             "prompts": list(self.prompts),
             "labels": [dict(tags) for tags in self.labels] or [{}] * self.images,
             "words": None if self.words is None else [list(row) for row in self.words],
+            "denoising_steps": int(self.denoising_steps or self.steps),
+            "step_numbers": list(self.numbers),
+            "positions": {
+                stream: hashlib.sha256(np.asarray(where, "<i4").tobytes()).hexdigest()
+                for stream, where in self.positions.items()
+            },
+            "chunk_bytes": int(self.chunk_bytes),
+            "compress": self.compress,
             **self.attrs,
         }
         return json.loads(json.dumps(plain))
+
+
+def stream_of(site: str) -> str:
+    """Stream of a site's name: ``img``, ``txt``, or an empty text for a name of another form."""
+    return [*site.split("."), "", "", ""][2]
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
@@ -191,12 +213,15 @@ def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any]
     return None if old == new else (name, old, new)
 
 
-def chunk_shape(shape: tuple[int, ...], itemsize: int = 2) -> tuple[int, ...]:
-    """Inner chunk of a shard: whole rows, then tokens, steps, images, near ``TARGET_CHUNK`` bytes.
+def chunk_shape(
+    shape: tuple[int, ...], itemsize: int = 2, target: int = TARGET_CHUNK
+) -> tuple[int, ...]:
+    """Inner chunk of a shard: whole rows, then tokens, steps, images, near `target` bytes.
 
     Args:
         shape: Shape of the shard, with the width last.
         itemsize: Bytes of one value.
+        target: Bytes of the chunk aimed at.
 
     Returns:
         A shape that divides ``shape``.
@@ -207,7 +232,7 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int = 2) -> tuple[int, ...]:
     for axis in reversed(range(len(shape) - 1)):
         length = shape[axis]
         divisors = [n for n in range(1, length + 1) if length % n == 0]
-        chunk[axis] = min(divisors, key=lambda n: abs(math.log(n * size / TARGET_CHUNK)))
+        chunk[axis] = min(divisors, key=lambda n: abs(math.log(n * size / target)))
         size *= chunk[axis]
         if chunk[axis] < length:
             break

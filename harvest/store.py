@@ -1,14 +1,16 @@
 """Reading an activation store: a Zarr v3 group that any zarr tool can open.
 
-    sites/<site>            [image, step, token, d]  bfloat16 as its bits in uint16, sharded, crc32c
-    statistics/<site>       [shard, statistic, d]    sum, sum of squares, min, max of each shard
-    images/prompt labels seed split done word picture     one entry an image
-    steps/sigma timestep                                  one entry a step
-    tokens/img              (y, x) of each image token
+    sites/<site>            [image, step, token, d]      bfloat16 as its bits in uint16, sharded, crc32c
+    statistics/<site>       [shard, step, statistic, d]  sum, sum of squares, min, max of each shard
+    norms/<site>            [shard, step, bin]           how many rows have which norm
+    images/prompt labels seed split done word picture    one entry an image
+    images/picked_img picked_txt [image, token]          positions of the tokens, where only a sample is kept
+    steps/sigma timestep number                          one entry a captured step
+    tokens/img              (y, x) of each position of the image stream
     shards/stamp            first 64 bits of the fingerprint, for each shard that is done
 
 The group's attributes say what it is (format, version, fingerprint) and where it comes from (model,
-scheduler, guidance, resolution, config).
+scheduler, guidance, resolution, config). It lies in a folder or behind a URL such as s3://bucket/prefix.
 """
 
 from __future__ import annotations
@@ -21,10 +23,21 @@ from typing import Any
 import numpy as np
 import zarr
 
-from harvest.schema import FORMAT, VERSION, Statistics, StoreSpec, from_bits, stamp
+from harvest.location import Location, first_line
+from harvest.schema import FORMAT, VERSION, StoreSpec, from_bits, stamp, stream_of
+from harvest.statistics import NORM_EDGES, Norms, Statistics
 from harvest.writer import StoreWriter, create_store
 
-__all__ = ["Statistics", "Store", "StoreSpec", "StoreWriter", "create_store", "open_store"]
+__all__ = [
+    "Norms",
+    "Statistics",
+    "Store",
+    "StoreSpec",
+    "StoreWriter",
+    "create_store",
+    "from_bits",
+    "open_store",
+]
 
 _SPLITS = {"train": 0, "validation": 1}
 _OWN = ("format", "version", "fingerprint")
@@ -34,7 +47,7 @@ def open_store(path: str | Path) -> Store:
     """Open an activation store for reading.
 
     Args:
-        path: Its folder.
+        path: Its folder, or its URL (``s3://``, ``gs://``, ...; needs obstore).
 
     Returns:
         The store. What is done is read now: a store that grows is opened again.
@@ -42,29 +55,32 @@ def open_store(path: str | Path) -> Store:
     Raises:
         ValueError: If it is not a store, is of a newer version, or is mixed from several.
     """
-    path = Path(path)
+    place = Location(path)
     again = "make one with `jaxdict harvest --out ...`"
-    if not path.exists():
-        raise ValueError(f"expected an activation store at {path}, but nothing is there; {again}")
+    if not place.exists():
+        raise ValueError(f"expected an activation store at {place}, but nothing is there; {again}")
     try:
-        group = zarr.open_group(path, mode="r")
+        group = zarr.open_group(place.zarr(read_only=True), mode="r")
     except (FileNotFoundError, NotADirectoryError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
-            f"expected an activation store at {path}, got something else; {again}"
+            f"expected an activation store at {place}, got something else; {again}"
         ) from error
     attrs = dict(group.attrs)
     if attrs.get("format") != FORMAT:
         raise ValueError(
-            f"expected a Zarr group of format {FORMAT!r} at {path}, got {attrs.get('format')!r}; "
+            f"expected a Zarr group of format {FORMAT!r} at {place}, got {attrs.get('format')!r}; "
             + again
         )
+    if "draft" in attrs:
+        raise ValueError(f"{place} is a store whose making was cut off; run its harvest again")
     version = attrs.get("version")
-    if not isinstance(version, int) or version > VERSION:
+    if not isinstance(version, int) or version != VERSION:
+        older = isinstance(version, int) and version < VERSION
         raise ValueError(
-            f"{path} is an activation store of version {version}, but this jaxdict reads up to "
-            f"{VERSION}; upgrade jaxdict"
+            f"{place} is an activation store of version {version}, but this jaxdict reads version "
+            f"{VERSION}; " + ("harvest it again" if older else "upgrade jaxdict")
         )
-    store = Store(path, group, attrs)
+    store = Store(place, group, attrs)
     store.check()
     return store
 
@@ -73,20 +89,24 @@ class Store:
     """An activation store, read only; see `open_store`.
 
     Attributes:
-        path: Its folder.
+        path: Its folder (or its URL, as text).
+        group: The zarr group.
         attrs: Its attributes: model, scheduler, guidance, resolution, config and its own.
         fingerprint: SHA-256 in hex of what defines its contents.
         sites: Names of its sites, in the order of the model.
         images: Number of images.
-        steps: Number of denoising steps.
+        steps: Number of captured denoising steps.
+        sampled: Whether only a sample of each image's tokens is kept.
         grid: (h, w) of the image tokens; token t lies at y = t // w, x = t % w.
     """
 
-    def __init__(self, path: Path, group: zarr.Group, attrs: dict[str, Any]) -> None:
+    def __init__(self, place: Location, group: zarr.Group, attrs: dict[str, Any]) -> None:
         """Take what `open_store` found."""
-        self.path = path
+        self.place = place
+        self.path = str(place) if place.path is None else place.path
         self.attrs = attrs
-        self._group = group
+        self.group = group
+        self.sampled = bool(attrs["positions"])
         self.fingerprint: str = attrs["fingerprint"]
         self.sites: tuple[str, ...] = tuple(attrs["sites"])
         self.images: int = attrs["images"]
@@ -138,24 +158,57 @@ class Store:
         mask = self.done if split == "all" else self.done & (self.split == _SPLITS[split])
         return np.flatnonzero(mask).astype(np.int64)
 
-    def statistics(self, site: str) -> Statistics:
+    def positions(self, site: str, images: Any = slice(None)) -> np.ndarray:
+        """Where in its stream each kept token lies, int64 [n, token]; 0, 1, 2, ... where all are kept."""
+        _, _, tokens, _ = self.shape(site)
+        wanted = _indices(images, self.images, "image")
+        stream = stream_of(site)
+        if stream not in self.attrs["positions"]:
+            return np.broadcast_to(np.arange(tokens, dtype=np.int64), (len(wanted), tokens))
+        return self._column(f"picked_{stream}")[wanted].astype(np.int64)
+
+    def statistics(self, site: str, step: int | None = None) -> Statistics:
         """Statistics of a site over all rows that are done (both splits).
+
+        Args:
+            site: One of ``sites``.
+            step: Place on the axis of captured steps, or None for all.
 
         Raises:
             ValueError: If the site is not in the store or nothing is done yet.
         """
         _, steps, tokens, _ = self.shape(site)
+        done = self._finished_shards()
+        chosen = slice(None) if step is None else _indices([step], steps, "step")
+        parts = self._all(f"statistics/{site}")[done][:, chosen]
+        per_shard = self.attrs["images_per_shard"]
+        lengths = np.minimum(per_shard, self.images - np.arange(len(done)) * per_shard)
+        count = int(lengths[done].sum()) * parts.shape[1] * tokens
+        total, square = parts[:, :, 0].sum((0, 1)), parts[:, :, 1].sum((0, 1))
+        low, high = parts[:, :, 2].min((0, 1)), parts[:, :, 3].max((0, 1))
+        return Statistics(count, total / count, square / count, low, high)
+
+    def norms(self, site: str) -> Norms:
+        """How many rows of a site have which norm, by captured step; as `statistics`."""
+        self._known(site)
+        done = self._finished_shards()
+        return Norms(NORM_EDGES, self._all(f"norms/{site}")[done].sum(0))
+
+    def verify(self, *, progress: bool = True) -> list[str]:
+        """Read everything and compare it with its checksums, flags and statistics.
+
+        Returns:
+            One line a problem; none for a sound store.
+        """
+        from harvest.verify import verify_store
+
+        return verify_store(self, progress=progress)
+
+    def _finished_shards(self) -> np.ndarray:
         done = self._stamps != 0
         if not done.any():
             raise ValueError(f"{self.path} holds no finished image yet; run its harvest again")
-        parts = np.asarray(self._array(f"statistics/{site}")[:])[done]
-        per_shard = self.attrs["images_per_shard"]
-        lengths = np.minimum(per_shard, self.images - np.arange(len(done)) * per_shard)
-        count = int(lengths[done].sum()) * steps * tokens
-        total, square = parts[:, 0].sum(0), parts[:, 1].sum(0)
-        return Statistics(
-            count, total / count, square / count, parts[:, 2].min(0), parts[:, 3].max(0)
-        )
+        return done
 
     @cached_property
     def done(self) -> np.ndarray:
@@ -190,14 +243,19 @@ class Store:
         return self._column("word").tolist()
 
     @cached_property
+    def step_numbers(self) -> np.ndarray:
+        """Which denoising step each captured one is, int64 [steps]."""
+        return self._all("steps/number").astype(np.int64)
+
+    @cached_property
     def sigmas(self) -> np.ndarray:
-        """Noise level of each step, float64 [steps]."""
-        return np.asarray(self._array("steps/sigma")[:])
+        """Noise level of each captured step, float64 [steps]."""
+        return self._all("steps/sigma")
 
     @cached_property
     def timesteps(self) -> np.ndarray:
-        """The scheduler's timestep of each step, float64 [steps]."""
-        return np.asarray(self._array("steps/timestep")[:])
+        """The scheduler's timestep of each captured step, float64 [steps]."""
+        return self._all("steps/timestep")
 
     def content(self) -> dict[str, Any]:
         """What defines the store, as `StoreSpec.content` gives it."""
@@ -216,9 +274,13 @@ class Store:
     def check(self) -> None:
         """Raise ValueError if arrays are missing, or parts come from another store."""
         shapes = {f"sites/{site}": self.shape(site) for site in self.sites}
+        shapes |= {
+            f"statistics/{site}": (len(self._stamps), self.steps, 4, self.shape(site)[3])
+            for site in self.sites
+        }
         shapes |= {f"images/{name}": (self.images,) for name in ("prompt", "seed", "split", "done")}
         for name, shape in shapes.items():
-            found = self._array(name).shape if name in self._group else None
+            found = self._array(name).shape if name in self.group else None
             if found != tuple(shape):
                 raise ValueError(
                     f"{self.path} is mixed or damaged: expected {name} of shape {tuple(shape)}, "
@@ -234,13 +296,22 @@ class Store:
 
     @cached_property
     def _stamps(self) -> np.ndarray:
-        return np.asarray(self._array("shards/stamp")[:])
+        return self._all("shards/stamp")
 
     def _array(self, name: str) -> Any:
-        return self._group[name]
+        return self.group[name]
+
+    def _all(self, name: str) -> np.ndarray:
+        try:
+            return np.asarray(self._array(name)[:])
+        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            raise ValueError(
+                f"{name} of {self.path} cannot be read ({first_line(error)}); the data is damaged: "
+                "harvest it again into a new folder"
+            ) from error
 
     def _column(self, name: str) -> np.ndarray:
-        return np.asarray(self._array(f"images/{name}")[:])
+        return self._all(f"images/{name}")
 
     def _known(self, site: str) -> str:
         if site not in self.attrs["sites"]:
@@ -280,10 +351,10 @@ class Store:
             low, high = int(group[0]), int(group[-1]) + 1
             try:
                 block = np.asarray(array[(slice(low, high), *span)])
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, OSError) as error:
                 raise ValueError(
                     f"{name} of {self.path}, images {low} to {high - 1}, cannot be read "
-                    f"({error}); the data is damaged: harvest it again into a new folder"
+                    f"({first_line(error)}); the data is damaged: harvest it again into a new folder"
                 ) from error
             if span:
                 block = block[:, pick]

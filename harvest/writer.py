@@ -11,33 +11,30 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from harvest.location import Location, first_line
 from harvest.schema import (
     FORMAT,
-    STATISTICS,
     VERSION,
     StoreSpec,
     chunk_shape,
     fingerprint,
     first_difference,
-    from_bits,
     stamp,
     to_bits,
 )
-
-_BLOCK = 2**17
-"""Values that statistics are taken over at a time: few enough to stay in a core's cache."""
+from harvest.statistics import NORM_EDGES, STATISTICS, summarize
 
 
 def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
     """Create a store, or go on with an identical one.
 
-    The empty store is made in a folder beside `path` and then moved there, so a kill leaves either
-    no store or a whole one.
+    On a disk the empty store is made in a folder beside `path` and then moved there; elsewhere its attributes are
+    written last. So a kill leaves no store or a whole one.
 
     Args:
-        path: Folder of the store.
+        path: Folder or URL of the store.
         spec: What it holds.
 
     Returns:
@@ -47,10 +44,20 @@ def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
         ValueError: If `path` holds a different store (naming the field and both values) or
             something else.
     """
-    path = Path(path)
+    place = Location(path)
+    try:
+        if place.path is None:
+            _create_remote(place, spec)
+        else:
+            _create_local(place.path, spec)
+    except OSError as error:
+        raise OSError(f"the store {place} cannot be made: {first_line(error)}") from error
+    return StoreWriter(place, spec)
+
+
+def _create_local(path: Path, spec: StoreSpec) -> None:
     if path.is_dir() and any(path.iterdir()):
-        _refuse_other(path, spec)
-        return StoreWriter(path, spec)
+        return _refuse_other(path, spec)
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected --out to be a folder for the store, got the file {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,17 +65,27 @@ def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
     shutil.rmtree(draft, ignore_errors=True)
     _make(draft, spec)
     os.replace(draft, path)
-    return StoreWriter(path, spec)
+
+
+def _create_remote(place: Location, spec: StoreSpec) -> None:
+    if place.exists():
+        try:
+            attrs = zarr.open_group(place.zarr(read_only=True), mode="r").attrs
+        except FileNotFoundError as error:
+            raise ValueError(f"expected --out to be an empty place, got {place}") from error
+        if "draft" not in attrs:  # a kill came while it was made
+            return _refuse_other(place, spec)
+    _make(place.zarr(), spec, draft=True)
 
 
 class StoreWriter:
     """Writes shards. A shard's done flag is written last, so it is either finished or pending."""
 
-    def __init__(self, path: Path, spec: StoreSpec) -> None:
+    def __init__(self, place: Location, spec: StoreSpec) -> None:
         """Open the store that `create_store` made or found."""
-        self.path = path
+        self.place = place
         self.spec = spec
-        self._group = zarr.open_group(path, mode="r+")
+        self._group = zarr.open_group(place.zarr(), mode="r+")
         self.fingerprint = str(self._group.attrs["fingerprint"])
 
     def pending(self) -> list[int]:
@@ -98,6 +115,8 @@ class StoreWriter:
         Raises:
             ValueError: If a site is missing or too many, a shape is wrong, or a value is not finite
                 (naming site, step and prompt). Nothing is marked done then.
+            OSError: If it cannot be written, for instance because the disk is full. Shards written
+                before stay as they are.
         """
         spec, where = self.spec, self.images_of(shard)
         count = where.stop - where.start
@@ -107,30 +126,43 @@ class StoreWriter:
             raise ValueError(f"expected pictures of {spec.picture}, got {type(pictures).__name__}")
         if pictures is not None and spec.picture is not None:
             _expect_shape("pictures", pictures, (count, *spec.picture, 3))
-        sums: dict[str, np.ndarray] = {}
+        sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         bits: dict[str, np.ndarray] = {}
         for site, (tokens, d) in spec.sites.items():
             _expect_shape(site, activations[site], (count, spec.steps, tokens, d))
             bits[site] = to_bits(activations[site])
-            sums[site] = _summarize(bits[site])
-        if not all(np.isfinite(part).all() for part in sums.values()):
+            sums[site] = summarize(bits[site])
+        if not all(np.isfinite(part).all() for part, _ in sums.values()):
             self._refuse(bits, where.start)
-        for site in spec.sites:
-            self._array(f"sites/{site}")[where] = bits[site]
-            self._array(f"statistics/{site}")[shard] = sums[site]
-        if pictures is not None:
-            self._array("images/picture")[where] = pictures
-        self._array("shards/stamp")[shard] = np.uint64(stamp(self.fingerprint))
-        self._array("images/done")[where] = np.uint8(1)
+        try:
+            for site in spec.sites:
+                self._array(f"sites/{site}")[where] = bits[site]
+                self._array(f"statistics/{site}")[shard], self._array(f"norms/{site}")[shard] = (
+                    sums[site]
+                )
+            if pictures is not None:
+                self._array("images/picture")[where] = pictures
+            self._array("shards/stamp")[shard] = np.uint64(stamp(self.fingerprint))
+            self._array("images/done")[where] = np.uint8(1)
+        except OSError as error:
+            free = self.place.free()
+            left = "" if free is None else f", {free / 2**20:,.0f} MiB are left on the disk"
+            raise OSError(
+                f"images {where.start} to {where.stop - 1} could not be written to {self.place}: "
+                f"{first_line(error)}{left}; make room or see to the folder's rights, and run the "
+                "same command again: what was finished is kept"
+            ) from error
 
     def sweep(self) -> None:
         """Remove what a kill left half written; only for a store of which nothing is pending."""
-        if not self.pending():
-            for leftover in self.path.rglob("*.partial"):
+        if self.place.path is not None and not self.pending():
+            for leftover in self.place.path.rglob("*.partial"):
                 leftover.unlink(missing_ok=True)
 
     def _array(self, name: str) -> Any:
-        return self._group[name]
+        # Zeros are written too: a missing file is then always a loss.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            return self._group[name]
 
     def _refuse(self, bits: Mapping[str, np.ndarray], start: int) -> None:
         """Raise a ValueError that names where the first value that is not finite came up."""
@@ -140,27 +172,10 @@ class StoreWriter:
             places += [(int(i), int(step), order, site) for i, step in np.argwhere(broken)]
         number, step, _, site = min(places)
         raise ValueError(
-            f"expected finite activations, got NaN or infinity at site {site}, step {step}, image "
+            f"expected finite activations, got NaN or infinity at site {site}, step {self.spec.numbers[step]}, image "
             f"{start + number}, prompt {self.spec.prompts[start + number]!r}; use --dtype bfloat16 "
             "or float32, or leave that prompt out"
         )
-
-
-def _summarize(bits: np.ndarray) -> np.ndarray:
-    """Sum, sum of squares, min and max over the rows, [4, d] float64, a block of rows at a time."""
-    rows = bits.reshape(-1, bits.shape[-1])
-    d = rows.shape[1]
-    total, square = np.zeros(d), np.zeros(d)
-    low, high = np.full(d, np.inf), np.full(d, -np.inf)
-    block = max(1, _BLOCK // d)
-    with np.errstate(invalid="ignore"):
-        for first in range(0, len(rows), block):
-            values = from_bits(rows[first : first + block])
-            total += values.sum(0, dtype=np.float64)
-            square += np.einsum("nd,nd->d", values, values, dtype=np.float64)
-            np.minimum(low, values.min(0), out=low)
-            np.maximum(high, values.max(0), out=high)
-    return np.stack([total, square, low, high])
 
 
 def _expect_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -168,11 +183,11 @@ def _expect_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
 
 
-def _refuse_other(path: Path, spec: StoreSpec) -> None:
+def _refuse_other(path: Path | Location, spec: StoreSpec) -> None:
     """Raise unless the store at `path` is the one that `spec` describes."""
     from harvest.store import open_store
 
-    store = open_store(path)
+    store = open_store(str(path))
     content = spec.content()
     if store.fingerprint == fingerprint(content):
         return
@@ -189,13 +204,18 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _make(path: Path, spec: StoreSpec) -> None:
-    """Make the whole store, without any activation."""
+def _make(place: Any, spec: StoreSpec, *, draft: bool = False) -> None:
+    """Make the whole store, without any activation; a draft is marked as one until it is whole."""
     content = spec.content()
     arrays = ("prompts", "seeds", "split", "labels", "sigmas", "timesteps", "words")
-    group = zarr.create_group(path)
+    marks = {"format": FORMAT, "draft": True} if draft else {}
+    group = zarr.create_group(place, overwrite=draft, attributes=marks)
     n, per_shard = spec.images, spec.images_per_shard
     checked = {"filters": None, "compressors": (Crc32cCodec(),)}
+    rows = checked
+    if spec.compress == "zstd":  # the bytes of bfloat16 apart: exponents repeat, mantissas do not
+        shuffled = BloscCodec(typesize=2, cname="zstd", clevel=3, shuffle="shuffle")
+        rows = {"filters": None, "compressors": (shuffled, Crc32cCodec())}
     packed = {"compressors": (ZstdCodec(), Crc32cCodec())}
 
     def add(name: str, shape: tuple, dims: tuple, chunks: tuple, dtype: str, **more: Any) -> Any:
@@ -225,9 +245,16 @@ def _make(path: Path, spec: StoreSpec) -> None:
         dims = ("image", "y", "x", "channel")
         add("images/picture", (n, *shard[1:]), dims, inner, "uint8", shards=shard, **packed)
 
-    for name, values in (("sigma", spec.sigmas), ("timestep", spec.timesteps)):
-        array = add(f"steps/{name}", (spec.steps,), ("step",), (spec.steps,), "float64", **checked)
-        array[:] = np.asarray(values, np.float64)
+    for stream, where in spec.positions.items():
+        tokens = np.shape(where)[1]
+        dims, inner = ("image", "token"), (per_shard, tokens)
+        add(f"images/picked_{stream}", (n, tokens), dims, inner, "int32", **packed)[:] = where
+
+    columns = (("sigma", spec.sigmas), ("timestep", spec.timesteps), ("number", spec.numbers))
+    for name, values in columns:
+        kind = "int32" if name == "number" else "float64"
+        array = add(f"steps/{name}", (spec.steps,), ("step",), (spec.steps,), kind, **checked)
+        array[:] = np.asarray(values, kind)
     places = np.stack(np.divmod(np.arange(np.prod(spec.grid)), spec.grid[1]), 1).astype(np.int32)
     array = add("tokens/img", places.shape, ("token", "yx"), places.shape, "int32", **checked)
     array[:] = places
@@ -236,21 +263,20 @@ def _make(path: Path, spec: StoreSpec) -> None:
     for site, (tokens, d) in spec.sites.items():
         shard = (per_shard, spec.steps, tokens, d)
         shape, dims = (n, *shard[1:]), ("image", "step", "token", "d")
-        more = {"shards": shard, "attributes": {"dtype": "bfloat16"}, **checked}
-        add(f"sites/{site}", shape, dims, chunk_shape(shard), "uint16", **more)
-        width = len(STATISTICS)
-        add(
-            f"statistics/{site}",
-            (spec.shards, width, d),
-            ("shard", "statistic", "d"),
-            (1, width, d),
-            "float64",
-            **{"attributes": {"statistics": list(STATISTICS)}, **checked},
-        )
+        more = {"shards": shard, "attributes": {"dtype": "bfloat16"}, **rows}
+        inner = chunk_shape(shard, target=spec.chunk_bytes)
+        add(f"sites/{site}", shape, dims, inner, "uint16", **more)
+        width, bins = len(STATISTICS), len(NORM_EDGES) - 1
+        dims, inner = ("shard", "step", "statistic", "d"), (1, spec.steps, width, d)
+        more = {"attributes": {"statistics": list(STATISTICS)}, **checked}
+        add(f"statistics/{site}", (spec.shards, *inner[1:]), dims, inner, "float64", **more)
+        dims, inner = ("shard", "step", "bin"), (1, spec.steps, bins)
+        more = {"attributes": {"edges": NORM_EDGES[1:-1].tolist()}, **packed}
+        add(f"norms/{site}", (spec.shards, *inner[1:]), dims, inner, "int64", **more)
 
     kept = {key: value for key, value in content.items() if key not in arrays}
     kept["words"] = None if spec.words is None else len(spec.words[0])
-    group.attrs.update(
+    group.attrs.put(
         {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint(content), **kept}
     )
 

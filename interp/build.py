@@ -15,10 +15,10 @@ import torch
 from tqdm import tqdm
 
 from harvest.sites import parse_site
-from harvest.store import Store, open_store
+from harvest.store import open_store
 from interp import score as truth
 from interp.config import IndexConfig
-from interp.encode import Fit, choose_images, choose_site, encode, spill, unspill
+from interp.encode import Fit, Selection, encode, select, spill, unspill
 from interp.folder import check_free, replaced
 from interp.gather import Gatherer, HeatMaps, Postings, example_ranks
 from interp.index import CONFIG_FILE, FACTS_FILE, FILES, SUMMARY_FILE, FeatureIndex, save_index
@@ -53,26 +53,18 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     coder = Coder.from_pretrained(config.dictionary, device=device)
-    store = open_store(config.store)
-    site = choose_site(config, coder, store)
-    images = choose_images(config, store)
-    _, total_steps, tokens, _ = store.shape(site)
-    steps = np.asarray(config.steps or range(total_steps), np.int64)
-    if steps.max() >= total_steps:
-        raise ValueError(
-            f"--steps: expected indices below {total_steps}, the steps of the store, got {steps.max()}"
-        )
+    selection = select(config, coder, open_store(config.store))
+    store, _, images, steps, tokens = selection
     with replaced(config.out, marker=FACTS_FILE, names=FILES) as folder:
         gatherer = Gatherer(coder.m, len(steps), tokens)
         with tempfile.TemporaryFile(dir=folder) as file:
             fit = Fit(coder.d)
-            batches = encode(config, coder, store, site, images, steps, tokens, fit)
+            batches = encode(config, coder, selection, fit)
             sizes = [spill(file, gatherer, *batch) for batch in batches]
             file.seek(0)
             postings = gatherer.postings()
             ranks = example_ranks(postings.start, top=config.top, quantiles=config.quantiles)
-            examples = np.flatnonzero(ranks.reshape(-1) >= 0)
-            entry = ranks.reshape(-1)[examples]
+            entry = ranks[ranks >= 0]
             maps = HeatMaps(
                 postings.feature[entry],
                 postings.image[entry],
@@ -85,9 +77,9 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
                 maps.add(*unspill(file, size))
         prompts = [store.prompts[image] for image in images]
         words = _words(postings, prompts, gatherer, keep=config.words)
-        scores, tags = _scores(config, store, images, prompts, gatherer, postings)
-        arrays = _arrays(postings, gatherer, ranks, examples, maps, images, steps, tokens)
-        facts = _facts(config, coder, store, site, images, steps, prompts)
+        scores, tags = _scores(selection, prompts, gatherer, postings, seed=config.seed)
+        arrays = _arrays(postings, gatherer, ranks, maps, selection)
+        facts = _facts(config, coder, selection, prompts)
         summary = summarize(gatherer, scores, tags, fvu=fit.fvu)
         index = FeatureIndex(
             facts=facts
@@ -143,16 +135,17 @@ def _words(postings: Postings, prompts: list[str], gatherer: Gatherer, *, keep: 
 
 
 def _scores(
-    config: IndexConfig,
-    store: Store,
-    images: np.ndarray,
+    selection: Selection,
     prompts: list[str],
     gatherer: Gatherer,
     postings: Postings,
+    *,
+    seed: int,
 ) -> tuple[truth.Scores, list[tuple[str, str]]]:
     """AUROC for every tag that has images enough; no tags when the store has no labels."""
-    known = truth.collect_tags([store.labels[image] for image in images])
-    reports = truth.halves([prompts[place] for place in known.images], seed=config.seed)
+    store = selection.store
+    known = truth.collect_tags([store.labels[image] for image in selection.images])
+    reports = truth.halves([prompts[place] for place in known.images], seed=seed)
     keep = truth.enough(known.has, reports)
     tags = [tag for tag, good in zip(known.tags, keep, strict=True) if good]
     column = np.full(gatherer.images, -1, np.int64)
@@ -179,21 +172,19 @@ def _arrays(
     postings: Postings,
     gatherer: Gatherer,
     ranks: np.ndarray,
-    examples: np.ndarray,
     maps: HeatMaps,
-    images: np.ndarray,
-    steps: np.ndarray,
-    tokens: int,
+    selection: Selection,
 ) -> dict[str, np.ndarray]:
     """Statistics, examples and heat maps in the shapes of the index."""
     count = gatherer.active.sum(1)
     mean = gatherer.total.sum(1) / np.maximum(count, 1)
     heat_start, heat_token, heat_value = maps.result()
     # Offsets of the examples that exist, spread over the table; an empty place starts where the next one does.
-    before = np.cumsum(ranks.reshape(-1) >= 0) - (ranks.reshape(-1) >= 0)
-    start = heat_start[np.concatenate([before, [len(examples)]])]
+    exists = ranks.reshape(-1) >= 0
+    start = heat_start[np.concatenate([np.cumsum(exists) - exists, [exists.sum()]])]
     m, e = ranks.shape
     start = start[np.arange(m)[:, None] * e + np.arange(e + 1)]
+    _, _, images, steps, tokens = selection
     cells = {
         "example_image": images[postings.image].astype(np.int64),
         "example_step": steps[postings.row // tokens].astype(np.int32),
@@ -231,15 +222,10 @@ def _source(coder: Coder) -> np.ndarray:
 
 
 def _facts(
-    config: IndexConfig,
-    coder: Coder,
-    store: Store,
-    site: str,
-    images: np.ndarray,
-    steps: np.ndarray,
-    prompts: list[str],
+    config: IndexConfig, coder: Coder, selection: Selection, prompts: list[str]
 ) -> dict[str, Any]:
     """What the JSON file says beside what the arrays give."""
+    store, site, images, steps, _ = selection
     dictionary = coder.dictionary
     card = {key: value for key, value in dictionary.card.items() if key != "sources"}
     same = card.get("store_fingerprint") == store.fingerprint
@@ -263,7 +249,7 @@ def _facts(
         "source_prompts": source_prompts,
         "dictionary": {"card": json.loads(json.dumps(card, default=str))},
         "store": {
-            "path": _relative(config.store, config.out),
+            "path": _relative(store.path, config.out),
             "fingerprint": store.fingerprint,
             "model": json.loads(json.dumps(store.attrs.get("model", {}), default=str)),
             "trained_on": same,
@@ -271,8 +257,10 @@ def _facts(
     }
 
 
-def _relative(store: Path, out: Path) -> str:
-    """The store's path seen from the index, so that both can move together."""
+def _relative(store: Path | str, out: Path) -> str:
+    """The store's path seen from the index, so that both can move together; a URL as it is."""
+    if isinstance(store, str):
+        return store
     return Path(os.path.relpath(store.resolve(), out.resolve())).as_posix()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,48 @@ from interp.gather import Gatherer
 from steer.coder import Coder, Codes
 
 
-def choose_site(config: IndexConfig, coder: Coder, store: Store) -> str:
+class Selection(NamedTuple):
+    """The rows that an index is made of.
+
+    Attributes:
+        store: an open store.
+        site: which site of it.
+        images: int64, images to read, rising.
+        steps: int64, indices into the captured steps.
+        tokens: tokens of an image.
+    """
+
+    store: Store
+    site: str
+    images: np.ndarray
+    steps: np.ndarray
+    tokens: int
+
+
+def select(config: IndexConfig, coder: Coder, store: Store) -> Selection:
+    """The rows to read.
+
+    Raises:
+        ValueError: the store has no such site, width or step, no finished image in the split, or only
+            a sample of each image's tokens.
+    """
+    if store.sampled:
+        raise ValueError(
+            f"expected a store that keeps every token of an image, but {store.path} keeps a sample: "
+            "heat maps need them all; harvest without --tokens-per-image"
+        )
+    site = _choose_site(config, coder, store)
+    images = _choose_images(config, store)
+    _, total_steps, tokens, _ = store.shape(site)
+    steps = np.asarray(config.steps or range(total_steps), np.int64)
+    if steps.max() >= total_steps:
+        raise ValueError(
+            f"--steps: expected indices below {total_steps}, the steps of the store, got {steps.max()}"
+        )
+    return Selection(store, site, images, steps, tokens)
+
+
+def _choose_site(config: IndexConfig, coder: Coder, store: Store) -> str:
     """The site to read, checked against the store and the dictionary's width."""
     site = config.site or str(coder.dictionary.card.get("site") or "")
     if site not in store.sites:
@@ -32,7 +73,7 @@ def choose_site(config: IndexConfig, coder: Coder, store: Store) -> str:
     return site
 
 
-def choose_images(config: IndexConfig, store: Store) -> np.ndarray:
+def _choose_images(config: IndexConfig, store: Store) -> np.ndarray:
     """The images to read, rising; a seeded sample when the split has more than asked for."""
     images = store.indices(config.split)
     if not len(images):
@@ -47,18 +88,12 @@ def choose_images(config: IndexConfig, store: Store) -> np.ndarray:
 
 
 def encode(
-    config: IndexConfig,
-    coder: Coder,
-    store: Store,
-    site: str,
-    images: np.ndarray,
-    steps: np.ndarray,
-    tokens: int,
-    fit: Fit,
+    config: IndexConfig, coder: Coder, selection: Selection, fit: Fit
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Codes of the images in order, a batch at a time: indices and values [b, steps, tokens, k]."""
+    store, site, images, steps, tokens = selection
     size = max(1, config.batch // (len(steps) * tokens))
-    chosen = None if len(steps) == store.shape(site)[1] and not config.steps else steps
+    chosen = steps if config.steps else None
     with tqdm(total=len(images), desc="encode", unit="image") as bar:
         for low in range(0, len(images), size):
             batch = images[low : low + size]

@@ -1,13 +1,12 @@
-"""Result folders that appear whole or not at all."""
+"""Result folders that appear whole or not at all, and never in the place of something else."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from jaxdict.export import whole_folder
 
 
 @contextmanager
@@ -26,21 +25,8 @@ def replaced(target: Path, *, marker: str, names: Collection[str]) -> Iterator[P
         FileExistsError: `target` is a file, or a folder that holds anything else.
     """
     check_free(target, marker=marker, names=names)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if target.exists():
-            # os.replace cannot put a folder over a non-empty one: step the old one aside first.
-            aside = temporary.with_suffix(".old")
-            os.replace(target, aside)
-            os.replace(temporary, target)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(target) as folder:
+        yield folder
 
 
 def check_free(target: Path, *, marker: str, names: Collection[str]) -> None:

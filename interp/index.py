@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdict.export import read_facts
+
 FORMAT = "jaxdict-index"
 VERSION = 1
 FACTS_FILE = "index.json"
@@ -213,19 +215,7 @@ def load_index(path: str | os.PathLike[str]) -> FeatureIndex:
                 f"expected {name} in {folder}, found none: this is not a feature index; "
                 "make one with `jaxdict interp index`"
             )
-    file = folder / FACTS_FILE
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: expected JSON, found a damaged file ({error})") from None
-    found = facts.pop("format", None) if isinstance(facts, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{file}: expected format {FORMAT!r}, got {found!r}")
-    version = facts.pop("version", None)
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise ValueError(
-            f"{file}: expected version 1 to {VERSION}, got {version!r}; install a newer jaxdict"
-        )
+    facts = read_facts(folder / FACTS_FILE, format=FORMAT, version=VERSION)
     arrays = folder / ARRAYS_FILE
     if facts.pop("arrays_sha256", None) != _sha256(arrays):
         raise ValueError(

@@ -73,14 +73,15 @@ class Checkpoints:
         )
 
     def facts(self, step: int | None = None) -> dict[str, Any]:
-        """The facts of a checkpoint alone (the newest by default), as they were given to `save`."""
-        step = self.latest if step is None else step
+        """The facts of a checkpoint alone (the newest by default), as they were given to `save`.
+
+        Raises:
+            ValueError: there is no checkpoint, or a newer version wrote it.
+        """
+        step = self._known(step)
         args = self._ocp.args
-        facts = dict(
-            self._manager.restore(step, args=args.Composite(facts=args.JsonRestore()))["facts"]
-        )
-        facts.pop("version", None)
-        return facts
+        restored = self._manager.restore(step, args=args.Composite(facts=args.JsonRestore()))
+        return self._checked(step, restored["facts"])
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint.
@@ -95,24 +96,33 @@ class Checkpoints:
         Raises:
             ValueError: there is no checkpoint, or a newer version wrote it.
         """
-        step = self.latest if step is None else step
-        if step is None:
-            raise ValueError(
-                f"expected a checkpoint in {self.folder}, found none; train the run first"
-            )
+        step = self._known(step)
         args = self._ocp.args
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
         restored = self._manager.restore(
             step,
             args=args.Composite(state=args.StandardRestore(blank), facts=args.JsonRestore()),
         )
-        facts = dict(restored["facts"])
-        if facts.pop("version", None) != VERSION:
+        return restored["state"], self._checked(step, restored["facts"])
+
+    def _known(self, step: int | None) -> int:
+        """The step that is asked for, or that of the newest checkpoint."""
+        step = self.latest if step is None else step
+        if step is None:
             raise ValueError(
-                f"{self.name(step)}: expected version {VERSION}, got {restored['facts']}; "
+                f"expected a checkpoint in {self.folder}, found none; train the run first"
+            )
+        return step
+
+    def _checked(self, step: int, facts: dict[str, Any]) -> dict[str, Any]:
+        """The facts without the version, which must be this one."""
+        version = facts.get("version")
+        if version != VERSION:
+            raise ValueError(
+                f"{self.name(step)}: expected version {VERSION}, got {version!r}; "
                 "install a newer jaxdict"
             )
-        return restored["state"], facts
+        return {name: value for name, value in facts.items() if name != "version"}
 
     def wait(self) -> None:
         """Wait until every save is on the disk."""

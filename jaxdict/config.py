@@ -11,14 +11,10 @@ from typing import ClassVar, Literal
 
 import tyro.conf
 
+from jaxdict.flags import at_least, captured_steps, expect, one_of
+
 NORMALIZATIONS = ("none", "rms", "standardize", "whiten")
 KINDS = ("topk",)
-
-
-def _expect(condition: bool, name: str, expected: str, got: object, do: str) -> None:
-    """Raise a ValueError of the house form when `condition` does not hold."""
-    if not condition:
-        raise ValueError(f"--{name.replace('_', '-')}: expected {expected}, got {got!r}; {do}")
 
 
 @dataclass(frozen=True)
@@ -100,57 +96,41 @@ class TrainSAEConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
-        _expect(self.kind in KINDS, "kind", f"one of {KINDS}", self.kind, "pick one of them")
-        _expect(
-            self.normalize in NORMALIZATIONS,
-            "normalize",
-            f"one of {NORMALIZATIONS}",
-            self.normalize,
-            "pick one of them",
-        )
-        _expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
-        for name in ("k", "batch", "dead_rows", "pool", "eval_rows", "keep"):
-            value = getattr(self, name)
-            _expect(value >= 1, name, "a whole number of at least 1", value, "raise it")
-        for name in ("eval_every", "log_every", "save_every"):
-            value = getattr(self, name)
-            _expect(value >= 1, name, "at least 1 optimizer step", value, "raise it")
-        for name in ("atoms", "seed", "fit_rows", "lr", "clip", "warmup", "aux", "aux_k", "memory"):
-            value = getattr(self, name)
-            _expect(value >= 0, name, "a number of at least 0", value, "raise it")
+        one_of(self, "kind", KINDS)
+        one_of(self, "normalize", NORMALIZATIONS)
+        expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
+        counts = ("k", "batch", "dead_rows", "pool", "eval_rows", "keep")
+        at_least(self, 1, counts, "a whole number of at least 1")
+        at_least(self, 1, ("eval_every", "log_every", "save_every"), "at least 1 optimizer step")
+        amounts = ("atoms", "seed", "fit_rows", "lr", "clip", "warmup", "aux", "aux_k", "memory")
+        at_least(self, 0, amounts, "a number of at least 0")
         for name in ("b1", "b2", "ema"):
             value = getattr(self, name)
-            _expect(0 <= value < 1, name, "a decay in [0, 1)", value, "lower it")
-        _expect(self.eps > 0, "eps", "a number above 0", self.eps, "use 1e-8")
-        _expect(0 <= self.decay <= 1, "decay", "a share in [0, 1]", self.decay, "use 0.2")
-        _expect(
+            expect(0 <= value < 1, name, "a decay in [0, 1)", value, "lower it")
+        expect(self.eps > 0, "eps", "a number above 0", self.eps, "use 1e-8")
+        expect(0 <= self.decay <= 1, "decay", "a share in [0, 1]", self.decay, "use 0.2")
+        expect(
             0 < self.eigenvalue_floor < 1,
             "eigenvalue_floor",
             "a share in (0, 1)",
             self.eigenvalue_floor,
             "use 1e-6",
         )
-        _expect(
+        expect(
             self.rows >= self.batch,
             "rows",
             f"at least one batch ({self.batch})",
             self.rows,
             "raise --rows or lower --batch",
         )
-        _expect(
+        expect(
             not self.atoms or self.k <= self.atoms,
             "k",
             f"at most the number of atoms ({self.atoms})",
             self.k,
             "lower --k or raise --atoms",
         )
-        _expect(
-            all(step >= 0 for step in self.steps) and len(set(self.steps)) == len(self.steps),
-            "steps",
-            "different indices of at least 0",
-            self.steps,
-            "see `jaxdict inspect STORE` for the captured steps",
-        )
+        captured_steps(self)
 
 
 @dataclass(frozen=True)
@@ -178,10 +158,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        _expect(self.rows >= 0, "rows", "a number of at least 0", self.rows, "use 0 for all rows")
-        _expect(self.fit_rows >= 2, "fit_rows", "at least 2", self.fit_rows, "raise it")
-        _expect(self.batch >= 1, "batch", "at least 1 row", self.batch, "raise it")
-        _expect(
+        expect(self.rows >= 0, "rows", "a number of at least 0", self.rows, "use 0 for all rows")
+        at_least(self, 2, ["fit_rows"], "at least 2")
+        at_least(self, 1, ["batch"], "at least 1 row")
+        expect(
             self.split in ("validation", "train", "all"),
             "split",
             "validation, train or all",
@@ -209,8 +189,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Check the sizes and the format."""
-        _expect(self.format == "jaxdict", "format", "jaxdict", self.format, "use --format jaxdict")
-        _expect(self.rows >= 1, "rows", "at least 1 row", self.rows, "raise it")
+        expect(self.format == "jaxdict", "format", "jaxdict", self.format, "use --format jaxdict")
+        at_least(self, 1, ["rows"], "at least 1 row")
 
 
 @dataclass(frozen=True)
@@ -268,44 +248,56 @@ class TrainITDAConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
-        _expect(
-            self.normalize in NORMALIZATIONS,
-            "normalize",
-            f"one of {NORMALIZATIONS}",
-            self.normalize,
-            "pick one of them",
-        )
-        _expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
-        for name in ("k", "batch", "pool", "eval_rows", "keep"):
-            value = getattr(self, name)
-            _expect(value >= 1, name, "a whole number of at least 1", value, "raise it")
-        for name in ("eval_every", "log_every", "save_every"):
-            value = getattr(self, name)
-            _expect(value >= 1, name, "at least 1 batch", value, "raise it")
-        for name in ("atoms", "rows", "seed", "fit_rows"):
-            value = getattr(self, name)
-            _expect(value >= 0, name, "a number of at least 0", value, "raise it")
+        one_of(self, "normalize", NORMALIZATIONS)
+        expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
+        counts = ("k", "batch", "pool", "eval_rows", "keep")
+        at_least(self, 1, counts, "a whole number of at least 1")
+        at_least(self, 1, ("eval_every", "log_every", "save_every"), "at least 1 batch")
+        at_least(self, 0, ("atoms", "rows", "seed", "fit_rows"), "a number of at least 0")
         if bool(self.threshold) == bool(self.atoms):
             got = f"--threshold {self.threshold} and --atoms {self.atoms}"
             raise ValueError(f"expected --threshold or --atoms, just one of the two, got {got}")
-        for name in ("threshold", "eigenvalue_floor", "duplicate"):
+        given = () if self.atoms else ("threshold",)
+        for name in (*given, "eigenvalue_floor", "duplicate"):
             value = getattr(self, name)
-            if name != "threshold" or not self.atoms:
-                _expect(0 < value < 1, name, "a share in (0, 1)", value, "use a value in between")
-        _expect(
-            all(step >= 0 for step in self.steps) and len(set(self.steps)) == len(self.steps),
-            "steps",
-            "different indices of at least 0",
-            self.steps,
-            "see `jaxdict inspect STORE` for the captured steps",
-        )
+            expect(0 < value < 1, name, "a share in (0, 1)", value, "use a value in between")
+        captured_steps(self)
 
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Show what an activation store, a run or a dictionary holds."""
+    """Show what an activation store, a run or a dictionary holds.
 
-    EXAMPLE: ClassVar[str] = "jaxdict inspect runs/store"
+    A store's table comes from its headers and statistics, without reading activations, and is quick.
+    --spectrum and --plot read --rows rows of each site; --verify and --compare read everything.
+    """
 
-    path: tyro.conf.Positional[Path]
-    """Folder to look into: an activation store, a run or a dictionary."""
+    EXAMPLE: ClassVar[str] = "jaxdict inspect runs/store --plot runs/store-plots"
+
+    path: tyro.conf.Positional[str]
+    """What to look into: the folder or URL of an activation store, a run or a dictionary."""
+    sites: tuple[str, ...] = ()
+    """Sites of the store to show, names or globs such as 'double.*.img'; empty means all."""
+    spectrum: bool = False
+    """Show how much of each site's variance the first principal components hold."""
+    rows: int = 20_000
+    """Rows of each site that the spectrum is taken from, evenly spread over the finished images."""
+    verify: bool = False
+    """Read the whole store and test checksums, done flags, missing parts, NaN and statistics; the
+    exit status is not zero if anything is wrong."""
+    compare: str = ""
+    """Another store of the same prompts, seeds, sites and steps, such as a quantized one: show the
+    relative error and the cosine of its activations against those of the first."""
+    images: int = 0
+    """Finished images that --compare reads, evenly spread; 0 means all."""
+    plot: Path | None = None
+    """Folder for plots of the store (PNG): norms through the blocks by step, spectrum by site."""
+    out: Path | None = None
+    """JSON file for everything that is shown."""
+
+    def __post_init__(self) -> None:
+        """Check every field that can be checked without looking."""
+        expect(bool(self.path), "path", "a folder or a URL", self.path, "name one")
+        at_least(self, 2, ["rows"], "at least 2 rows")
+        at_least(self, 0, ["images"], "a number of at least 0")
+        expect(all(self.sites), "sites", "names or globs of sites", self.sites, "leave out none")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     from harvest.store import Store
@@ -120,9 +121,27 @@ def source_of(
     return Source(store, site, images, tuple(steps) or tuple(range(store.steps)))
 
 
+def stream_of(site: str) -> str:
+    """`img` or `txt`, from a site's name; empty where the name has none."""
+    return next((part for part in site.split(".") if part in ("img", "txt")), "")
+
+
 def floats(bits: np.ndarray) -> np.ndarray:
     """bfloat16 bits to float32 rows: uint16 [..., d] to float32 [n, d]."""
     return (bits.reshape(-1, bits.shape[-1]).astype(np.uint32) << 16).view(np.float32)
+
+
+def watched(source: Source, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of a source, with a progress bar called `name`."""
+    with tqdm(total=source.rows, unit="row", unit_scale=True, desc=name) as bar:
+        for images, bits in source.blocks():
+            yield images, bits
+            bar.update(len(images) * source.rows_per_image)
+
+
+def image_rows(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+    """Rows of an image at a time, float32 [n, d], from blocks as `Source.blocks` gives them."""
+    return (floats(image) for _, bits in blocks for image in bits)
 
 
 class Loader:

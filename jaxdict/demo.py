@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from harvest.store import open_store
 from jaxdict import cli
+from jaxdict.flags import at_least
 from jaxdict.sheet import draw_sheet
 
 SITE = "double.2.img"
@@ -56,23 +57,9 @@ class DemoConfig:
     """Remove what an earlier demo left in --out and start over; else finished stages are kept."""
 
     def __post_init__(self) -> None:
-        """Checks the sizes."""
-        for name in (
-            "images",
-            "steps",
-            "atoms",
-            "itda_atoms",
-            "k",
-            "rows",
-            "itda_rows",
-            "pages",
-            "steered",
-        ):
-            if getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(
-                    f"{flag}: expected at least 1, got {getattr(self, name)}; raise it"
-                )
+        """Check the sizes."""
+        learning = ("atoms", "itda_atoms", "k", "rows", "itda_rows")
+        at_least(self, 1, ("images", "steps", *learning, "pages", "steered"), "at least 1")
 
 
 class _Journey:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from tqdm import tqdm
 
 from harvest.store import open_store
 from jaxdict import coder, metrics, normalize, runs
 from jaxdict.config import EvalConfig
-from jaxdict.data import Source, floats, source_of
+from jaxdict.data import Source, floats, image_rows, source_of, stream_of, watched
 from jaxdict.export import Dictionary, load_dictionary
 
 
@@ -70,11 +68,6 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     return result
 
 
-def stream_of(site: str) -> str:
-    """`img` or `txt`, from a site's name; empty where the name has none."""
-    return next((part for part in site.split(".") if part in ("img", "txt")), "")
-
-
 def check_width(dictionary: Dictionary, source: Source) -> None:
     """ValueError when a dictionary does not fit a site's width."""
     if dictionary.d != source.d:
@@ -123,14 +116,6 @@ def _shift(source: Source) -> Array:
     return jnp.asarray(first.mean(0, dtype=np.float64), jnp.float32)
 
 
-def watched(source: Source, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of a source, with a progress bar called `name`."""
-    with tqdm(total=source.rows, unit="row", unit_scale=True, desc=name) as bar:
-        for images, bits in source.blocks():
-            yield images, bits
-            bar.update(len(images) * source.rows_per_image)
-
-
 def baselines(source: Source, train: Source, k: int, *, batch: int) -> dict[str, Any]:
     """What the training mean and PCA with k components reach on the same rows.
 
@@ -144,10 +129,7 @@ def baselines(source: Source, train: Source, k: int, *, batch: int) -> dict[str,
         `mean` and `pca`, each with fvu and ve, raw.
     """
 
-    def blocks() -> Iterable[np.ndarray]:
-        return (floats(image) for _, bits in train.blocks() for image in bits)
-
-    fitted = normalize.fit(blocks, "whiten", floor=1e-12)
+    fitted = normalize.fit(lambda: image_rows(train.blocks()), "whiten", floor=1e-12)
     components = min(k, source.d)
     mean = jnp.asarray(fitted.mean, jnp.float32)
     vectors = fitted.transform[:, :components]

@@ -21,6 +21,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,18 @@ KINDS = ("topk", "itda")
 TENSORS_FILE = "dictionary.safetensors"
 CARD_FILE = "card.json"
 
-# What the card repeats about the tensors; load_dictionary checks that both say the same.
-_CARD_FACTS = ("kind", "d", "m", "k")
+# name -> (dtype, shapes it may have); m atoms, d width
+_TENSORS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
+    "atoms": (np.float32, ("m d",)),
+    "bias": (np.float32, ("d",)),
+    "encoder": (np.float32, ("m d",)),
+    "encoder_bias": (np.float32, ("m",)),
+    "mean": (np.float32, ("d",)),
+    "transform": (np.float32, ("d", "d d")),
+    "inverse": (np.float32, ("d", "d d")),
+    "typical": (np.float32, ("m",)),
+    "source": (np.int32, ("m 3",)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +112,7 @@ class Dictionary:
 def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Path:
     """Write a dictionary folder, all of it or nothing.
 
-    The folder is written under a temporary name beside `path` and then renamed. A dictionary that
-    is already there is replaced; anything else that is there is left alone.
+    A dictionary that is already there is replaced; anything else that is there is left alone.
 
     Args:
         dictionary: what to write.
@@ -120,28 +131,42 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Pat
     text = _card_text(dictionary)
     tensors = {
         name: np.ascontiguousarray(value)
-        for name in _TENSOR_DTYPES
+        for name in _TENSORS
         if (value := getattr(dictionary, name)) is not None
     }
+    with whole_folder(target) as folder:
+        save_file(tensors, folder / TENSORS_FILE, {"format": FORMAT, "version": str(VERSION)})
+        (folder / CARD_FILE).write_text(text, encoding="utf-8")
+        for file in folder.iterdir():
+            file.chmod(0o644)
+    return target
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that takes its place when the block ends well.
+
+    If the block raises, the temporary folder is removed and `target` is left as it was.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
-        save_file(tensors, temporary / TENSORS_FILE, {"format": FORMAT, "version": str(VERSION)})
-        (temporary / CARD_FILE).write_text(text, encoding="utf-8")
-        for file in temporary.iterdir():
-            file.chmod(0o644)
+        yield temporary
         temporary.chmod(0o755)
         if target.exists():
             # os.replace cannot put a folder over a non-empty one: step the old one aside first.
             aside = temporary.with_suffix(".old")
             os.replace(target, aside)
-            os.replace(temporary, target)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                os.replace(aside, target)
+                raise
             shutil.rmtree(aside)
         else:
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def load_dictionary(path: str | os.PathLike[str]) -> Dictionary:
@@ -170,7 +195,7 @@ def load_dictionary(path: str | os.PathLike[str]) -> Dictionary:
                 f"expected {name} in {folder}, found none: this is not a dictionary folder; "
                 "make one with `jaxdict export RUN --out FOLDER`"
             )
-    card = _read_card(folder / CARD_FILE)
+    card = read_facts(folder / CARD_FILE, format=FORMAT, version=VERSION)
     tensors = _read_tensors(folder / TENSORS_FILE)
     k = card.get("k")
     if not isinstance(k, int) or isinstance(k, bool):
@@ -187,24 +212,11 @@ def load_dictionary(path: str | os.PathLike[str]) -> Dictionary:
     return dictionary
 
 
-_TENSOR_DTYPES = {
-    "atoms": np.float32,
-    "bias": np.float32,
-    "encoder": np.float32,
-    "encoder_bias": np.float32,
-    "mean": np.float32,
-    "transform": np.float32,
-    "inverse": np.float32,
-    "typical": np.float32,
-    "source": np.int32,
-}
-
-
 def _check(x: Dictionary) -> None:
     """Raise ValueError, naming the field, unless every field fits the kind and each other."""
     if x.kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {x.kind!r}")
-    for name, dtype in _TENSOR_DTYPES.items():
+    for name, (dtype, _) in _TENSORS.items():
         value = getattr(x, name)
         if value is None:
             continue
@@ -218,23 +230,14 @@ def _check(x: Dictionary) -> None:
         got = "none" if x.atoms is None else list(x.atoms.shape)
         raise ValueError(f"atoms: expected a shape [m, d] with m, d >= 1, got {got}")
     m, d = x.atoms.shape
-    shapes = {
-        "bias": [(d,)],
-        "encoder": [(m, d)],
-        "encoder_bias": [(m,)],
-        "mean": [(d,)],
-        "transform": [(d,), (d, d)],
-        "inverse": [(d,), (d, d)],
-        "typical": [(m,)],
-        "source": [(m, 3)],
-    }
-    for name, allowed in shapes.items():
+    sizes = {"m": m, "d": d, "3": 3}
+    for name, (_, shapes) in _TENSORS.items():
         value = getattr(x, name)
+        allowed = [tuple(sizes[letter] for letter in shape.split()) for shape in shapes]
         if value is not None and value.shape not in allowed:
             wanted = " or ".join(str(list(shape)) for shape in allowed)
-            raise ValueError(
-                f"{name}: expected {wanted} beside atoms [{m}, {d}], got {list(value.shape)}"
-            )
+            found = list(value.shape)
+            raise ValueError(f"{name}: expected {wanted} beside atoms [{m}, {d}], got {found}")
     if isinstance(x.k, bool) or not isinstance(x.k, int | np.integer) or x.k < 1:
         raise ValueError(f"k: expected an integer of at least 1, got {x.k!r}")
     if x.typical is None:
@@ -242,10 +245,8 @@ def _check(x: Dictionary) -> None:
     if (x.transform is None) != (x.inverse is None):
         raise ValueError("transform and inverse: expected both or neither, got one")
     if x.transform is not None and x.inverse is not None and x.transform.ndim != x.inverse.ndim:
-        raise ValueError(
-            f"inverse: expected the shape of transform {list(x.transform.shape)}, "
-            f"got {list(x.inverse.shape)}"
-        )
+        wanted, found = list(x.transform.shape), list(x.inverse.shape)
+        raise ValueError(f"inverse: expected the shape of transform {wanted}, got {found}")
     _check_kind(x)
 
 
@@ -274,11 +275,10 @@ def _check_kind(x: Dictionary) -> None:
 def _card_facts(x: Dictionary) -> dict[str, Any]:
     """The facts that the card repeats; ValueError when the card says something else."""
     facts = {"kind": x.kind, "d": x.d, "m": x.m, "k": int(x.k)}
-    for key in _CARD_FACTS:
-        if key in x.card and x.card[key] != facts[key]:
-            raise ValueError(
-                f"card: expected {key} = {facts[key]!r} as in the tensors, got {x.card[key]!r}"
-            )
+    for key, value in facts.items():
+        said = x.card.get(key, value)
+        if said != value:
+            raise ValueError(f"card: expected {key} = {value!r} as in the tensors, got {said!r}")
     return facts
 
 
@@ -304,21 +304,25 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} {value!r}")
 
 
-def _read_card(file: Path) -> dict[str, Any]:
-    """The card without format and version, which are checked here."""
+def read_facts(file: Path, *, format: str, version: int) -> dict[str, Any]:
+    """What a JSON file says beside its format and version, which are checked: up to `version`.
+
+    Raises:
+        ValueError: damaged, of another format, or of a newer version.
+    """
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
+        facts = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected JSON, found a damaged file ({error})") from None
-    found = card.pop("format", None) if isinstance(card, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{file}: expected format {FORMAT!r}, got {found!r}")
-    version = card.pop("version", None)
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
+    found = facts.pop("format", None) if isinstance(facts, dict) else None
+    if found != format:
+        raise ValueError(f"{file}: expected format {format!r}, got {found!r}")
+    written = facts.pop("version", None)
+    if not isinstance(written, int) or not 1 <= written <= version:
         raise ValueError(
-            f"{file}: expected version 1 to {VERSION}, got {version!r}; install a newer jaxdict"
+            f"{file}: expected version 1 to {version}, got {written!r}; install a newer jaxdict"
         )
-    return card
+    return facts
 
 
 def _read_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -328,10 +332,10 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
             tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError) as error:
         raise ValueError(f"{file}: expected safetensors, found a damaged file ({error})") from None
-    unknown = set(tensors) - set(_TENSOR_DTYPES)
+    unknown = set(tensors) - set(_TENSORS)
     if unknown:
         raise ValueError(
-            f"{file}: expected tensors among {_list(_TENSOR_DTYPES)}, found {_list(unknown)}"
+            f"{file}: expected tensors among {_list(_TENSORS)}, found {_list(unknown)}"
         )
     return tensors
 

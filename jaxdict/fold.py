@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from harvest.store import Store, open_store
-from jaxdict import coder, runs, sae
+from jaxdict import coder, itda_run, runs, sae
 from jaxdict.checkpoint import Checkpoints
 from jaxdict.config import ExportConfig, TrainSAEConfig
-from jaxdict.data import Source, floats, source_of
-from jaxdict.evaluate import measure_dictionary, stream_of, watched
+from jaxdict.data import Source, floats, source_of, stream_of, watched
+from jaxdict.evaluate import measure_dictionary
 from jaxdict.export import Dictionary, save_dictionary
 from jaxdict.normalize import Normalization, denormalize, load_normalization, normalize, to_device
 from jaxdict.sae import SAEParams
@@ -82,9 +82,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     steps = tuple(settings.get("steps") or ())
     rows = source_of(store, settings["site"], steps=steps).spread(config.rows)
     if description.get("kind") == "itda":
-        from jaxdict import itda
-
-        dictionary = itda.run_to_dictionary(config.run)
+        dictionary = itda_run.run_to_dictionary(config.run)
     else:
         dictionary = _fold_run(config.run, description, store, rows)
     if dictionary.typical is None or not dictionary.typical.any():

@@ -107,7 +107,7 @@ def select(
     Returns:
         rank int32 [n] in the order of joining, -1 for rows that do not; how many join.
 
-    Source: the joining rule is ITDA's (arXiv 2505.17769, section 3; 2505.24360); it adds every
+    Source: the joining rule is ITDA's (arXiv 2505.17769, 2505.24360); it adds every
         candidate of a batch but duplicates.
     """
     n = unit.shape[0]

@@ -1,87 +1,76 @@
-"""`jaxdict inspect`: what a store, a run or a dictionary holds, as a table. Reads headers, not data."""
+"""`jaxdict inspect`: what a store, a run or a dictionary holds, as tables, JSON and plots."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from harvest.store import open_store
 from jaxdict.config import InspectConfig
+from jaxdict.tables import brief, flat, print_table, print_title, print_values
 
-_DEEPEST = 40
+_STORE = "zarr.json"
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
     """Print what lies at a path.
 
     Args:
-        config: The path.
+        config: The path, and what else is to be shown of a store.
 
     Returns:
         What was printed, as JSON-able values: ``what`` (store, run or dictionary) and its facts.
 
     Raises:
-        ValueError: If nothing that jaxdict writes is there, or it is damaged.
+        ValueError: If nothing that jaxdict writes is there, or it is damaged; if --verify found
+            a problem, or --compare cannot compare.
     """
-    path = config.path
+    facts = _inspect(config)
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        print(f"\nJSON: {config.out}")
+    problems = facts.get("problems")
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ValueError(f"found {count} in {config.path}; the first: {problems[0]}")
+    return facts
+
+
+def _inspect(config: InspectConfig) -> dict[str, Any]:
+    from jaxdict.inspect_store import inspect_store
+
+    if "://" in str(config.path):
+        return inspect_store(config, str(config.path))
+    path = Path(config.path)
     if path.is_file():
         path = path.parent
-    for file, read in _READERS.items():
+    for file, read in {_STORE: None, **_READERS}.items():
         if (path / file).is_file():
+            if read is None:
+                return inspect_store(config, str(path))
+            _only_path(config, path)
             return read(path)
     if not path.exists():
         raise ValueError(f"expected a store, a run or a dictionary at {path}, but nothing is there")
-    inner = sorted(p.name for p in path.iterdir() if any((p / file).is_file() for file in _READERS))
+    known = (_STORE, *_READERS)
+    inner = sorted(p.name for p in path.iterdir() if any((p / file).is_file() for file in known))
     hint = f"; try one of its folders: {', '.join(inner)}" if inner else ""
     raise ValueError(
-        f"expected a store, a run or a dictionary at {path}, found none of {', '.join(_READERS)}{hint}"
+        f"expected a store, a run or a dictionary at {path}, found none of {', '.join(known)}{hint}"
     )
 
 
-def _store(path: Path) -> dict[str, Any]:
-    store = open_store(path)
-    done, model, own = int(store.done.sum()), store.attrs.get("model", {}), store.attrs
-    counts = {name: len(store.indices(name)) for name in ("train", "validation")}
-    facts = {
-        "model": _join(model.get("name"), model.get("dtype"), _unless(model.get("quantization"))),
-        "images": f"{done} of {store.images} done"
-        + (f" ({counts['train']} train, {counts['validation']} validation)" if done else ""),
-        "steps": f"{store.steps}, sigma {_numbers(store.sigmas)}",
-        "tokens": f"{store.grid[0]} x {store.grid[1]} image"
-        + (f", {own['words']} text" if own.get("words") else ""),
-        "pictures": "none" if own["picture"] is None else "{} x {} pixels".format(*own["picture"]),
-        "guidance": own.get("guidance"),
-        "seed": own.get("config", {}).get("seed"),
-        "fingerprint": store.fingerprint[:16],
-    }
-    sites: dict[str, dict[str, Any]] = {}
-    for site in store.sites:
-        shape = store.shape(site)
-        _, steps, tokens, d = shape
-        rows = done * steps * tokens
-        norm = store.statistics(site).norm if done else None
-        sites[site] = {"shape": list(shape), "rows": rows, "bytes": rows * d * 2, "rms norm": norm}
-    _title(f"{path}: activation store", facts)
-    _table(
-        ("site", "image x step x token x d", "rows", "size", "rms norm"),
-        [
-            (
-                site,
-                " x ".join(map(str, fact["shape"])),
-                f"{fact['rows']:,}",
-                _size(fact["bytes"]),
-                "-" if fact["rms norm"] is None else f"{fact['rms norm']:.4g}",
-            )
-            for site, fact in sites.items()
-        ],
-    )
-    if done < store.images:
-        print("\n  unfinished: run the same harvest command again to go on")
-    return {"what": "store", "path": str(path), "done": done, **facts, "sites": sites}
+def _only_path(config: InspectConfig, path: Path) -> None:
+    asked = [
+        name for name in ("sites", "spectrum", "verify", "compare", "plot") if getattr(config, name)
+    ]
+    if asked:
+        raise ValueError(
+            f"--{asked[0]}: expected an activation store, but {path} is none; leave it out"
+        )
 
 
 def _dictionary(path: Path) -> dict[str, Any]:
@@ -96,14 +85,14 @@ def _dictionary(path: Path) -> dict[str, Any]:
             f"expected tensors in {path / 'dictionary.safetensors'}, got: {error}; export it again"
         ) from error
     keys = ("kind", "d", "m", "k", "site", "normalization", "store_fingerprint", "folding_error")
-    facts = {key: _brief(card[key]) for key in keys if key in card}
+    facts = {key: brief(card[key]) for key in keys if key in card}
     model = card.get("model")
     if model is not None:
         facts["model"] = model.get("name") if isinstance(model, dict) else model
-    _title(f"{path}: dictionary", facts)
-    _table(("tensor", "shape"), [(n, " x ".join(map(str, s))) for n, s in tensors.items()])
-    metrics = dict(_flat(card.get("metrics") or {}))
-    _values("metrics", metrics)
+    print_title(f"{path}: dictionary", facts)
+    print_table(("tensor", "shape"), [(n, " x ".join(map(str, s))) for n, s in tensors.items()])
+    metrics = dict(flat(card.get("metrics") or {}))
+    print_values("metrics", metrics)
     return {
         "what": "dictionary",
         "path": str(path),
@@ -115,7 +104,7 @@ def _dictionary(path: Path) -> dict[str, Any]:
 
 def _run(path: Path) -> dict[str, Any]:
     config = _json(path / "config.json")
-    facts = {key: _brief(config[key]) for key in ("verb", "kind") if key in config}
+    facts = {key: brief(config[key]) for key in ("verb", "kind") if key in config}
     settings = config.get("config", config)
     lines = []
     if (path / "metrics.jsonl").is_file():
@@ -129,12 +118,12 @@ def _run(path: Path) -> dict[str, Any]:
         last[str(line.get("kind", ""))] = line
     finished = (path / "summary.json").is_file()
     facts["state"] = "finished" if finished else "unfinished (go on with --resume)"
-    _title(f"{path}: run", facts)
-    _values("settings", dict(_flat(settings)))
+    print_title(f"{path}: run", facts)
+    print_values("settings", dict(flat(settings)))
     for kind, line in last.items():
-        _values(f"last {kind} line".replace("  ", " "), dict(_flat(line)))
-    summary = dict(_flat(_json(path / "summary.json"))) if finished else {}
-    _values("summary", summary)
+        print_values(f"last {kind} line".replace("  ", " "), dict(flat(line)))
+    summary = dict(flat(_json(path / "summary.json"))) if finished else {}
+    print_values("summary", summary)
     result = {"what": "run", "path": str(path), **facts, "config": settings}
     return {**result, "metrics": last, "summary": summary}
 
@@ -149,72 +138,4 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _flat(value: Mapping[str, Any], name: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested values under dotted names; long lists are told by their length."""
-    for key, inner in value.items():
-        path = f"{name}.{key}" if name else str(key)
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, path)
-        else:
-            yield path, inner
-
-
-def _brief(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_brief(inner)}" for key, inner in value.items())
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        text = ", ".join(str(_brief(inner)) for inner in value)
-        return text if len(text) <= _DEEPEST else f"{len(value)} values"
-    return value
-
-
-def _title(title: str, facts: Mapping[str, Any]) -> None:
-    print(title)
-    width = max((len(name) for name in facts), default=0)
-    for name, value in facts.items():
-        if value is not None and value != "":
-            print(f"  {name:<{width}}  {value}")
-
-
-def _values(title: str, values: Mapping[str, Any]) -> None:
-    if values:
-        print(f"\n  {title}")
-        width = max(len(name) for name in values)
-        for name, value in values.items():
-            print(f"    {name:<{width}}  {_brief(value)}")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    print()
-    for row in (head, *rows):
-        cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  " + "  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
-
-
-def _join(*parts: Any) -> str:
-    return ", ".join(str(part) for part in parts if part)
-
-
-def _unless(quantization: str | None) -> str | None:
-    return None if quantization == "none" else quantization
-
-
-def _numbers(values: Iterable[float]) -> str:
-    texts = [f"{value:.3g}" for value in values]
-    return " ".join(texts if len(texts) <= 8 else [*texts[:3], "...", *texts[-2:]])
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
-
-
-_READERS = {"zarr.json": _store, "card.json": _dictionary, "config.json": _run}
+_READERS = {"card.json": _dictionary, "config.json": _run}

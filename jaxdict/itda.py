@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,20 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from harvest.store import Store, open_store
-from jaxdict import growth, itda_run, runs
+from harvest.store import open_store
+from jaxdict import curves, growth, itda_run, runs
 from jaxdict.checkpoint import Checkpoints
 from jaxdict.config import TrainITDAConfig
-from jaxdict.data import Source, ahead, floats, source_of
-from jaxdict.export import Dictionary
+from jaxdict.data import Source, ahead, image_rows, source_of, watched
 from jaxdict.growth import power_of_two
 from jaxdict.itda_run import Atoms, Probe
 from jaxdict.normalize import (
+    Normalization,
     Space,
-    fit,
-    load_normalization,
+    bfloat16_rows,
+    fit_once,
     normalize,
-    save_normalization,
     to_device,
 )
 from jaxdict.once import Batch, Once
@@ -81,16 +81,28 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     store = open_store(config.store)
     source = source_of(store, config.site, steps=config.steps)
     once = Once(source, batch=config.batch, seed=config.seed, pool=config.pool, rows=config.rows)
-    found = runs.open_run(config.out, describe(config, store, source, once), resume=config.resume)
+    description = runs.describe(
+        config,
+        source,
+        verb="train itda",
+        kind="itda",
+        resolved={"d": source.d, "rows": once.rows, "batches": once.batches},
+        packages=("jaxdict", "jax", "orbax-checkpoint", "numpy"),
+    )
+    found = runs.open_run(config.out, description, resume=config.resume)
     space = to_device(_normalization(config, source, found))
     probe = Probe(config, store, source, space)
     started = time.perf_counter()
 
-    with Checkpoints(config.out, keep=config.keep) as checkpoints, runs.stop_signals() as stop:
+    with (
+        Checkpoints(config.out, keep=config.keep) as checkpoints,
+        runs.stop_signals() as stop,
+        ExitStack() as stack,
+    ):
         build = _fresh(config, source, once, ())
         if found and checkpoints.latest is not None:
             build = _restore(checkpoints, build)
-        log = runs.Log(config.out / runs.METRICS, step=build.total)
+        log = stack.enter_context(closing(runs.Log(config.out / runs.METRICS, step=build.total)))
         first = build.total
         while True:
             build, whole = _trial(config, once, space, build, log, checkpoints, stop, probe)
@@ -106,7 +118,6 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         typical, heldout = probe.typical(build.atoms, build.m), probe.heldout(build.atoms, build.m)
         if heldout is not None:
             log.write(kind="heldout", step=build.total, **_line(heldout, once, build))
-        log.close()
 
     path = itda_run.save_atoms(config.out, atoms._replace(typical=typical))
     seconds = time.perf_counter() - started
@@ -129,50 +140,22 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         "rows_per_second": round((build.total - first) * config.batch / max(seconds, 1e-9), 1),
     }
     runs.write_json(config.out / runs.SUMMARY, summary)
-    plotted = itda_run.plot(config.out, f"itda {config.site}, m={build.m}, k={config.k}")
+    title = f"itda {config.site}, m={build.m}, k={config.k}"
+    plotted = curves.plot(config.out, title, curves.itda)
     _tell(config, summary, path, plotted)
     return summary
 
 
-def run_to_dictionary(run: Path) -> Dictionary:
-    """The dictionary of a run folder, finished or not; see `jaxdict.itda_run`."""
-    return itda_run.run_to_dictionary(run)
-
-
-def describe(config: TrainITDAConfig, store: Store, source: Source, once: Once) -> dict[str, Any]:
-    """What config.json holds: settings, what they resolved to, the store, the versions."""
-    site = store.attrs.get("sites", {}).get(config.site)
-    return {
-        "format": "jaxdict-run",
-        "version": 1,
-        "verb": "train itda",
-        "kind": "itda",
-        "config": runs.plain(config),
-        "resolved": {"d": source.d, "rows": once.rows, "batches": once.batches},
-        "store": {
-            "path": str(Path(config.store).resolve()),
-            "fingerprint": store.fingerprint,
-            "training images": len(source.images),
-            "site shape": None if site is None else list(site),
-        },
-        "model": store.attrs.get("model"),
-        "versions": runs.versions("jaxdict", "jax", "orbax-checkpoint", "numpy"),
-    }
-
-
-def _normalization(config: TrainITDAConfig, source: Source, found: bool) -> Any:
-    """The run's frozen normalization: read when it is there, else fitted and saved."""
-    path = config.out / runs.NORMALIZATION
-    if found and path.is_file():
-        return load_normalization(path)
+def _normalization(config: TrainITDAConfig, source: Source, found: bool) -> Normalization:
+    """The run's frozen normalization."""
     chosen = source.spread(config.fit_rows)
-
-    def blocks() -> Any:
-        return (floats(image) for _, bits in chosen.blocks() for image in bits)
-
-    fitted = fit(blocks, config.normalize, floor=config.eigenvalue_floor)
-    save_normalization(fitted, path)
-    return fitted
+    return fit_once(
+        config.out / runs.NORMALIZATION,
+        lambda: image_rows(watched(chosen, "normalization")),
+        config.normalize,
+        floor=config.eigenvalue_floor,
+        resume=found,
+    )
 
 
 def _fresh(
@@ -300,8 +283,8 @@ def grow_by(
 @jax.jit
 def normalized(space: Space, bits: jax.Array, count: int) -> jax.Array:
     """bfloat16 bits [n, d] to rows in the dictionary's own space; zero from row `count` on."""
-    x = jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(jnp.float32)
-    return jnp.where(jnp.arange(len(bits))[:, None] < count, normalize(space, x), 0)
+    z = normalize(space, bfloat16_rows(bits))
+    return jnp.where(jnp.arange(len(bits))[:, None] < count, z, 0)
 
 
 def _rows(once: Once, batch: int) -> int:
@@ -357,21 +340,12 @@ def _tell(
     config: TrainITDAConfig, summary: dict[str, Any], path: Path, plotted: Path | None
 ) -> None:
     """Say in a few lines what came out and where it is."""
-    held, trials = summary["heldout"], summary["training"]["trials"]
+    trials = summary["training"]["trials"]
     searched = f" (found in {len(trials)} trials)" if config.atoms else ""
     print(
         f"{summary['m']} atoms from {summary['rows']:,} rows, threshold "
         f"{summary['threshold']:.4f}{searched}"
     )
-    if held is None:
-        print("no held-out numbers: the store has no validation images")
-    else:
-        print(
-            f"held-out ({held['rows']:,} rows): FVU {held['fvu']:.4f} raw, "
-            f"{held['fvu_normalized']:.4f} normalized; VE {held['ve']:.4f}; L0 {held['l0']:.2f}; "
-            f"dead {held['dead_share']:.1%}"
-        )
-    if plotted is None:
-        print("no loss.png: matplotlib is not installed (pip install 'jaxdict[dev]')")
+    runs.print_result(summary["heldout"], plotted)
     print(f"atoms: {path}")
     print(f"run: {config.out}")

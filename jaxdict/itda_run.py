@@ -1,4 +1,4 @@
-"""What an ITDA run leaves behind: its atoms, its plot, its numbers, and the dictionary made of it."""
+"""What an ITDA run leaves behind: its atoms, its numbers, and the dictionary made of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ from harvest.store import Store, open_store
 from jaxdict import metrics, runs
 from jaxdict.codes import decode
 from jaxdict.config import TrainITDAConfig
-from jaxdict.data import Source, source_of
+from jaxdict.data import Source, source_of, stream_of
 from jaxdict.export import Dictionary
-from jaxdict.normalize import Space, denormalize, load_normalization, normalize
+from jaxdict.normalize import (
+    Space,
+    bfloat16_rows,
+    denormalize,
+    load_normalization,
+    normalize,
+)
 from jaxdict.pursuit import PreparedAtoms, gradient_pursuit
 
 ATOMS = "atoms.safetensors"
 _BATCH = 2048
+_NEITHER = (
+    f"expected {ATOMS} or a checkpoint in {{run}}, found neither; "
+    "go on with `jaxdict train itda --resume`"
+)
 
 
 class Atoms(NamedTuple):
@@ -104,7 +114,7 @@ class Probe:
 def _report(
     atoms: PreparedAtoms, space: Space, bits: jax.Array, weight: jax.Array, *, k: int
 ) -> tuple[metrics.BatchReport, jax.Array]:
-    x = jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(jnp.float32)
+    x = bfloat16_rows(bits)
     z = normalize(space, x)
     codes = gradient_pursuit(z, atoms, k).codes
     z_hat = decode(codes, atoms.unit)
@@ -157,12 +167,12 @@ def run_to_dictionary(run: Path) -> Dictionary:
     site = settings["site"]
     card = {
         "site": site,
-        "stream": next((part for part in site.split(".") if part in ("img", "txt")), ""),
+        "stream": stream_of(site),
         "model": description.get("model"),
         "store_fingerprint": description["store"]["fingerprint"],
         "normalization": {"kind": normalization.kind, "rows": normalization.rows, "folded": False},
         "threshold": summary.get("threshold", settings["threshold"] or None),
-        "sources": _sources(description, atoms.source),
+        "sources": _sources(description, atoms.source, site),
         "training": {
             "rows": summary.get("rows"),
             "finished": finished,
@@ -190,14 +200,13 @@ def _read_atoms(run: Path, d: int) -> tuple[Atoms, bool]:
     """The finished atoms, or those of the newest checkpoint; whether they are finished."""
     if (run / ATOMS).is_file():
         return Atoms(**load_file(run / ATOMS)), True
-    from jaxdict.checkpoint import Checkpoints
+    from jaxdict.checkpoint import FOLDER, Checkpoints
 
+    if not (run / FOLDER).is_dir():  # opening them would make the folder
+        raise FileNotFoundError(_NEITHER.format(run=run))
     with Checkpoints(run) as checkpoints:
         if checkpoints.latest is None:
-            raise FileNotFoundError(
-                f"expected {ATOMS} or a checkpoint in {run}, found neither; "
-                "go on with `jaxdict train itda --resume`"
-            )
+            raise FileNotFoundError(_NEITHER.format(run=run))
         facts = checkpoints.facts()
         capacity = facts["capacity"]
         template = {
@@ -211,8 +220,12 @@ def _read_atoms(run: Path, d: int) -> tuple[Atoms, bool]:
     return Atoms(np.array(arrays["unit"][:m]), np.array(arrays["source"][:m])), False
 
 
-def _sources(description: dict[str, Any], source: np.ndarray) -> dict[str, Any]:
-    """How to read `source`, and the prompts of its images where the store is still there."""
+def _sources(description: dict[str, Any], source: np.ndarray, site: str) -> dict[str, Any]:
+    """How to read `source`, and the prompts of its images where the store is still there.
+
+    Steps and tokens count what the store keeps. `denoising_step` says which step each kept one is; where a store keeps
+    a sample of the tokens, `position` says where in its stream each atom's token lies.
+    """
     sources: dict[str, Any] = {"columns": ["image", "step", "token"]}
     try:
         store = open_store(description["store"]["path"])
@@ -223,58 +236,8 @@ def _sources(description: dict[str, Any], source: np.ndarray) -> dict[str, Any]:
     images = np.unique(source[:, 0])
     sources["prompts"] = {str(image): store.prompts[image] for image in images}
     sources["seeds"] = {str(image): int(store.seeds[image]) for image in images}
+    sources["denoising_step"] = store.step_numbers.tolist()
+    if store.sampled:
+        place = np.searchsorted(images, source[:, 0])
+        sources["position"] = store.positions(site, images)[place, source[:, 2]].tolist()
     return sources
-
-
-def plot(out: Path, title: str) -> Path | None:
-    """Draw loss.png from metrics.jsonl: FVU and atoms over rows seen, of the last trial.
-
-    Args:
-        out: the run's folder.
-        title: above the plot.
-
-    Returns:
-        The picture's path, or None when matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    lines = runs.read_lines(out / runs.METRICS)
-    ends = [line["step"] for line in lines if line["kind"] == "trial"]
-    start = ends[-2] if len(ends) > 1 else 0
-    last = [line for line in lines if line["step"] > start]
-    train = [line for line in last if line["kind"] == "train"]
-    held = [line for line in last if line["kind"] == "heldout"]
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axes = figure.add_subplot()
-    rows = [line["rows"] for line in train]
-    axes.plot(
-        rows, [line["fvu"] for line in train], lw=1, color="#1f77b4", label="mean row FVU, new rows"
-    )
-    for key, label, colour in (
-        ("fvu_normalized", "held-out FVU, normalized", "#1f77b4"),
-        ("fvu", "held-out FVU, raw", "#d62728"),
-    ):
-        axes.plot(
-            [line["rows"] for line in held],
-            [line[key] for line in held],
-            marker="o",
-            ms=4,
-            ls="--",
-            color=colour,
-            label=label,
-        )
-    if train:
-        axes.axhline(train[-1]["threshold"], lw=0.8, color="#444444", ls=":", label="threshold")
-    axes.set(xlabel="training rows seen", ylabel="share unexplained", yscale="log", title=title)
-    axes.grid(alpha=0.3, which="both")
-    right = axes.twinx()
-    right.plot(rows, [line["atoms"] for line in train], lw=1.5, color="#2ca02c", label="atoms")
-    right.set(ylabel="atoms", ylim=(0, None))
-    handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, fontsize=8, loc="center right")
-    temporary = out / f".{runs.PLOT}.tmp"
-    figure.savefig(temporary, dpi=130, format="png")
-    os.replace(temporary, out / runs.PLOT)
-    return out / runs.PLOT

@@ -21,7 +21,7 @@ def reconstruction_loss(
         The batch's FVU, against the whole training split's variance (a constant, so that a batch
         of unusual rows is not weighed down).
 
-    Source: Gao et al. 2024 (arXiv 2406.04093), section 2.2, who divide each row by its own norm.
+    Source: Gao et al. 2024 (arXiv 2406.04093), who divide each row by its own norm.
     """
     return jnp.mean(jnp.sum(jnp.square(x - x_hat), axis=1)) / variance
 
@@ -39,7 +39,7 @@ def auxk_loss(residual: Float[Array, "n d"], residual_hat: Float[Array, "n d"]) 
     Returns:
         The loss, 1 where the dead features add nothing.
 
-    Source: Gao et al. 2024, appendix A.2 (AuxK, coefficient 1/32); their NaN guard is a zero guard.
+    Source: Gao et al. 2024 (AuxK, weight 1/32); a guard against 0/0 stands for theirs against NaN.
     """
     residual = jax.lax.stop_gradient(residual)
     power = jnp.mean(jnp.square(residual))

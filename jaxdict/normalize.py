@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt16
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -74,6 +75,11 @@ def denormalize(space: Space, z: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Back to raw rows: z * inverse + mean, or z @ inverse + mean."""
     scaled = z * space.inverse if space.inverse.ndim == 1 else z @ space.inverse
     return scaled + space.mean
+
+
+def bfloat16_rows(bits: UInt16[Array, "n d"]) -> Float[Array, "n d"]:
+    """bfloat16 bits, as a store keeps them, to float32 rows on the device."""
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(jnp.float32)
 
 
 def fit(
@@ -182,3 +188,27 @@ def load_normalization(path: Path) -> Normalization:
     return Normalization(
         kind=facts["kind"], variance=float(facts["variance"]), rows=int(facts["rows"]), **tensors
     )
+
+
+def fit_once(
+    path: Path,
+    blocks: Callable[[], Iterable[np.ndarray]],
+    kind: str,
+    *,
+    floor: float,
+    resume: bool,
+) -> Normalization:
+    """The frozen normalization of a run: read where an earlier start left it, else fitted and saved.
+
+    Args:
+        path: the run's file for it.
+        blocks: as `fit` takes them.
+        kind: as `fit` takes it.
+        floor: as `fit` takes it.
+        resume: whether a file that is there is this run's own.
+    """
+    if resume and path.is_file():
+        return load_normalization(path)
+    fitted = fit(blocks, kind, floor=floor)
+    save_normalization(fitted, path)
+    return fitted

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, loss.png, summary.json; who may go on with it."""
+"""A run's folder: config.json, metrics.jsonl, summary.json; who may go on with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxdict.data import Source
 
 CONFIG, METRICS, PLOT, SUMMARY = "config.json", "metrics.jsonl", "loss.png", "summary.json"
 NORMALIZATION = "normalization.safetensors"
@@ -33,6 +36,45 @@ def versions(*names: str) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def describe(
+    config: Any,
+    source: Source,
+    *,
+    verb: str,
+    kind: str,
+    resolved: dict[str, Any],
+    packages: tuple[str, ...],
+) -> dict[str, Any]:
+    """What config.json holds: settings, what they resolved to, the store, the versions.
+
+    Args:
+        config: settings, with `store` and `site`.
+        source: the training rows.
+        verb: what made the run, such as "train sae".
+        kind: of the dictionary.
+        resolved: the settings that the config leaves to the data.
+        packages: distributions whose versions are kept.
+    """
+    store = source.store
+    site = store.attrs.get("sites", {}).get(config.site)
+    return {
+        "format": "jaxdict-run",
+        "version": 1,
+        "verb": verb,
+        "kind": kind,
+        "config": plain(config),
+        "resolved": resolved,
+        "store": {
+            "path": str(store.path.resolve() if isinstance(store.path, Path) else store.path),
+            "fingerprint": store.fingerprint,
+            "training images": len(source.images),
+            "site shape": None if site is None else list(site),
+        },
+        "model": store.attrs.get("model"),
+        "versions": versions(*packages),
+    }
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -131,51 +173,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def plot_losses(out: Path, title: str) -> Path | None:
-    """Draw loss.png from metrics.jsonl: training loss, held-out FVU, dead share.
+def print_result(
+    held: dict[str, Any] | None, plotted: Path | None, *, dead_share: float | None = None
+) -> None:
+    """Say how well a run rebuilds held-out rows, and what is missing.
 
     Args:
-        out: the run's folder.
-        title: above the plot.
-
-    Returns:
-        The picture's path, or None when matplotlib is not installed.
+        held: held-out numbers (see `jaxdict.metrics.Measurement.summary`), None without such rows.
+        plotted: the run's plot, None where matplotlib is missing.
+        dead_share: share of dead features to name in place of the held-out rows' own.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    lines = read_lines(out / METRICS)
-    train = [line for line in lines if line["kind"] == "train"]
-    held = [line for line in lines if line["kind"] == "heldout" and "fvu" in line]
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axes = figure.add_subplot()
-    rows = [line["rows"] for line in train]
-    axes.plot(rows, [line["loss"] for line in train], lw=1, color="#1f77b4", label="training loss")
-    for key, label, colour in (
-        ("fvu_normalized", "held-out FVU, normalized", "#1f77b4"),
-        ("fvu", "held-out FVU, raw", "#d62728"),
-    ):
-        axes.plot(
-            [line["rows"] for line in held],
-            [line[key] for line in held],
-            marker="o",
-            ms=3,
-            ls="--",
-            color=colour,
-            label=label,
+    if held is None:
+        print("no held-out numbers: the store has no validation images")
+    else:
+        dead = held["dead_share"] if dead_share is None else dead_share
+        print(
+            f"held-out ({held['rows']:,} rows): FVU {held['fvu']:.4f} raw, "
+            f"{held['fvu_normalized']:.4f} normalized; VE {held['ve']:.4f}; L0 {held['l0']:.2f}; "
+            f"dead {dead:.1%}"
         )
-    axes.set(xlabel="training rows", ylabel="share of variance left", yscale="log", title=title)
-    axes.grid(alpha=0.3, which="both")
-    right = axes.twinx()
-    right.plot(rows, [line["dead"] for line in train], lw=1, color="#7f7f7f", label="dead features")
-    right.set(ylabel="dead share", ylim=(0, 1))
-    handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, fontsize=8, loc="upper right")
-    temporary = out / f".{PLOT}.tmp"
-    figure.savefig(temporary, dpi=130, format="png")
-    os.replace(temporary, out / PLOT)
-    return out / PLOT
+    if plotted is None:
+        print("no loss.png: matplotlib is not installed (pip install 'jaxdict[dev]')")
 
 
 class Stop:

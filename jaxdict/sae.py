@@ -5,7 +5,7 @@
 Only x @ encoder.T is a dense product. Everything after it, gradients included, touches the k active
 atoms of each row: no [n, m] gradient and no [n, k, d] tensor exists.
 
-Source: Gao et al. 2024 (arXiv 2406.04093), equations 2 and 3.
+Source: Gao et al. 2024 (arXiv 2406.04093).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def initial_params(key: Array, m: int, *, mean: Float[Array, " d"]) -> SAEParams
     Returns:
         Fresh parameters.
 
-    Source: Gao et al. 2024, appendix A.1.
+    Source: Gao et al. 2024.
     """
     atoms = jax.random.normal(key, (m, mean.shape[0]), jnp.float32)
     atoms = atoms / jnp.linalg.norm(atoms, axis=1, keepdims=True)
@@ -88,7 +88,7 @@ def remove_parallel(gradient: SAEParams, params: SAEParams) -> SAEParams:
     Returns:
         The gradient, its `atoms` orthogonal to the atoms.
 
-    Source: Bricken et al. 2023, appendix "Advice for training sparse autoencoders"; the FLUX paper.
+    Source: Bricken et al. 2023 (Towards Monosemanticity); the FLUX paper (arXiv 2505.24360).
     """
     along = jnp.sum(gradient.atoms * params.atoms, axis=1, keepdims=True)
     return gradient._replace(atoms=gradient.atoms - along * params.atoms)

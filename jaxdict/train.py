@@ -7,7 +7,6 @@ import sys
 import time
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,18 +15,17 @@ import numpy as np
 from tqdm import tqdm
 
 from harvest.store import Store, open_store
-from jaxdict import metrics, runs, sae, update
+from jaxdict import curves, metrics, runs, sae, update
 from jaxdict.checkpoint import Checkpoints
 from jaxdict.config import TrainSAEConfig
-from jaxdict.data import Loader, Source, ahead, floats, source_of
+from jaxdict.data import Loader, Source, ahead, image_rows, source_of, watched
 from jaxdict.normalize import (
     Normalization,
     Space,
+    bfloat16_rows,
     denormalize,
-    fit,
-    load_normalization,
+    fit_once,
     normalize,
-    save_normalization,
     to_device,
 )
 from jaxdict.sae import SAEParams
@@ -57,8 +55,8 @@ def resolve(config: TrainSAEConfig, d: int) -> Plan:
 
     m = 8 d. lr = 2e-3 sqrt(1024 / m): the 1/sqrt(m) rule of Gao et al. 2024, through
     the better of the two rates tried on a store of the embedded model (held-out FVU 0.100 with
-    2e-3, 0.110 with 8e-4, at m = 1024, k = 16, 3M rows). k_aux = min(d / 2, 2 k), where their
-    appendix A.2 has d / 2, to keep steps that revive features cheap.
+    2e-3, 0.110 with 8e-4, at m = 1024, k = 16, 3M rows). k_aux = min(d / 2, 2 k), where they
+    have d / 2, to keep steps that revive features cheap.
 
     Raises:
         ValueError: k is above m.
@@ -88,7 +86,14 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     store = open_store(config.store)
     source = source_of(store, config.site, steps=config.steps)
     plan = resolve(config, source.d)
-    description = describe(config, plan, store, source)
+    description = runs.describe(
+        config,
+        source,
+        verb="train sae",
+        kind=config.kind,
+        resolved=plan._asdict(),
+        packages=("jaxdict", "jax", "flax", "optax", "orbax-checkpoint", "numpy"),
+    )
     found = runs.open_run(config.out, description, resume=config.resume)
     normalization = _normalization(config, source, found)
     space = to_device(normalization)
@@ -138,7 +143,7 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
                     log.write(**held_out.line(state.best, step, step * config.batch))
         checkpoints.wait()
 
-    summary = {
+    summary: dict[str, Any] = {
         "kind": config.kind,
         "site": config.site,
         "d": plan.d,
@@ -155,30 +160,12 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
         "rows_per_second": watch.rate,
     }
     runs.write_json(config.out / runs.SUMMARY, summary)
-    plotted = runs.plot_losses(config.out, f"{config.kind} {config.site}, m={plan.m}, k={config.k}")
-    _tell(config.out, summary, plotted)
+    title = f"{config.kind} {config.site}, m={plan.m}, k={config.k}"
+    plotted = curves.plot(config.out, title, curves.sae)
+    dead_share = summary["training"]["dead_share"]
+    runs.print_result(summary["heldout"], plotted, dead_share=dead_share)
+    print(f"run: {config.out}")
     return summary
-
-
-def describe(config: TrainSAEConfig, plan: Plan, store: Store, source: Source) -> dict[str, Any]:
-    """What config.json holds: settings, what they resolved to, the store, the versions."""
-    site = store.attrs.get("sites", {}).get(config.site)
-    return {
-        "format": "jaxdict-run",
-        "version": 1,
-        "verb": "train sae",
-        "kind": config.kind,
-        "config": runs.plain(config),
-        "resolved": plan._asdict(),
-        "store": {
-            "path": str(Path(config.store).resolve()),
-            "fingerprint": store.fingerprint,
-            "training images": len(source.images),
-            "site shape": None if site is None else list(site),
-        },
-        "model": store.attrs.get("model"),
-        "versions": runs.versions("jaxdict", "jax", "flax", "optax", "orbax-checkpoint", "numpy"),
-    }
 
 
 def recipe_of(config: TrainSAEConfig, plan: Plan, normalization: Normalization) -> Recipe:
@@ -205,23 +192,15 @@ def fresh_state(config: TrainSAEConfig, plan: Plan, normalization: Normalization
 
 
 def _normalization(config: TrainSAEConfig, source: Source, found: bool) -> Normalization:
-    """The run's frozen normalization: read when it is there, else fitted and saved."""
-    path = config.out / runs.NORMALIZATION
-    if found and path.is_file():
-        return load_normalization(path)
+    """The run's frozen normalization, fitted with a progress bar."""
     chosen = source.spread(config.fit_rows)
-
-    def blocks() -> Any:
-        bar = tqdm(total=chosen.rows, unit="row", unit_scale=True, desc="normalization")
-        with bar:
-            for _, bits in chosen.blocks():
-                for image in bits:
-                    yield floats(image)
-                bar.update(len(bits) * source.rows_per_image)
-
-    fitted = fit(blocks, config.normalize, floor=config.eigenvalue_floor)
-    save_normalization(fitted, path)
-    return fitted
+    return fit_once(
+        config.out / runs.NORMALIZATION,
+        lambda: image_rows(watched(chosen, "normalization")),
+        config.normalize,
+        floor=config.eigenvalue_floor,
+        resume=found,
+    )
 
 
 class HeldOut:
@@ -255,7 +234,7 @@ class HeldOut:
 def _report(
     params: SAEParams, space: Space, bits: jax.Array, weight: jax.Array, *, k: int
 ) -> metrics.BatchReport:
-    x = update.bfloat16_rows(bits)
+    x = bfloat16_rows(bits)
     z = normalize(space, x)
     codes, _ = sae.encode(params, z, k)
     z_hat = sae.decode(codes, params.atoms, params.bias)
@@ -324,19 +303,3 @@ class Watch:
         self.bar.update((step - self._flushed) * self._config.batch)
         self._flushed = step
         self.bar.set_postfix_str(f"FVU {mean.loss:.3f} L0 {mean.l0:.1f} dead {mean.dead:.1%}")
-
-
-def _tell(out: Path, summary: dict[str, Any], plotted: Path | None) -> None:
-    """Say in a few lines what came out and where it is."""
-    held = summary["heldout"]
-    if held is None:
-        print("no held-out numbers: the store has no validation images")
-    else:
-        print(
-            f"held-out ({held['rows']:,} rows): FVU {held['fvu']:.4f} raw, "
-            f"{held['fvu_normalized']:.4f} normalized; VE {held['ve']:.4f}; L0 {held['l0']:.2f}; "
-            f"dead {summary['training']['dead_share']:.1%}"
-        )
-    if plotted is None:
-        print("no loss.png: matplotlib is not installed (pip install 'jaxdict[dev]')")
-    print(f"run: {out}")

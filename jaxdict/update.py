@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt16
+from jaxtyping import Array, Float, Int
 
 from jaxdict import losses, sae
 from jaxdict.codes import Codes
-from jaxdict.normalize import Space, normalize
+from jaxdict.normalize import Space, bfloat16_rows, normalize
 from jaxdict.sae import SAEParams
 
 
@@ -174,11 +174,6 @@ def count_rows(since_fired: Int[Array, " m"], codes: Codes) -> Int[Array, " m"]:
     last = last.at[codes.indices].max(jnp.where(codes.values > 0, place, 0))
     waited = jnp.minimum(since_fired, jnp.iinfo(jnp.int32).max - n) + n
     return jnp.where(last > 0, n - last, waited)
-
-
-def bfloat16_rows(bits: UInt16[Array, "n d"]) -> Float[Array, "n d"]:
-    """bfloat16 bits to float32 rows, on the device."""
-    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(jnp.float32)
 
 
 @lru_cache(maxsize=16)

@@ -135,22 +135,23 @@ def clip_tokenizer() -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    # All letters are named, so that other words still split into them, and the trainer, which numbers
+    # the rest of its alphabet anew each time, learns the same merges each time.
+    letters = "abcdefghijklmnopqrstuvwxyz,"
     trainer = trainers.BpeTrainer(
         vocab_size=2000,
         min_frequency=1,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        special_tokens=[
+            *("<|startoftext|>", "<|endoftext|>"),
+            *letters,
+            *(letter + "</w>" for letter in letters),
+        ],
         end_of_word_suffix="</w>",
-        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz,"),
         show_progress=False,
     )
     bpe.train_from_iterator([*words(), ","] * 4, trainer)
     learned = bpe.get_vocab()
-    letters = "abcdefghijklmnopqrstuvwxyz,"
     ordered = sorted(learned, key=learned.__getitem__)
-    for letter in letters:  # any other word still splits into letters
-        for form in (letter, letter + "</w>"):
-            if form not in learned:
-                ordered.append(form)
     vocab = {token: index for index, token in enumerate(ordered)}
     merges = [tuple(pair) for pair in _merges(bpe)]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=_CLIP_LENGTH)

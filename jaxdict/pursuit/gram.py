@@ -12,14 +12,12 @@ good to about 1e-7 of the row's squared norm: `tol` below 1e-3 wants the residua
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdict.codes import combine
 from jaxdict.pursuit.atoms import PRECISION, PreparedAtoms
-from jaxdict.pursuit.step import RUNNING, Slots, finish, join, propose, shorten
+from jaxdict.pursuit.step import Slots, finish, join, propose, run, shorten
 
 
 def pursue(
@@ -43,11 +41,11 @@ def pursue(
     """
     gram = atoms.gram
     assert gram is not None
-    n = x.shape[0]
+    n = len(x)
     start = jnp.dot(x, atoms.unit.T, precision=PRECISION)
 
     def step(
-        t: Array, slots: Slots, support: Array, squared: Array, correlations: Array, start: Array
+        t: Array, start: Array, slots: Slots, support: Array, squared: Array, correlations: Array
     ) -> tuple[Slots, Array, Array, Array]:
         slots, gradient = join(slots, correlations, t, signed)
         new = gram.at[slots.indices[t], slots.indices].get(mode="promise_in_bounds")
@@ -65,16 +63,5 @@ def pursue(
         after = start - combine(done.values, done.indices, gram, t + 1)
         return done, support, squared, after
 
-    def body(state: tuple) -> tuple:
-        t, slots, support, squared, correlations = state
-        axes = (None, 0, 0, 0, 0, 0)
-        moved = jax.vmap(step, in_axes=axes)(t, slots, support, squared, correlations, start)
-        return t + 1, *moved
-
-    def going(state: tuple) -> Array:
-        return (state[0] < k) & jnp.any(state[1].status == RUNNING)
-
-    support = jnp.zeros((n, k, k), x.dtype)
-    squared = jnp.ones(n, x.dtype)
-    first = (jnp.zeros((), jnp.int32), slots, support, squared, start)
-    return lax.while_loop(going, body, first)[1]
+    support, squared = jnp.zeros((n, k, k), x.dtype), jnp.ones(n, x.dtype)
+    return run(step, k, slots, support, squared, start, given=start)

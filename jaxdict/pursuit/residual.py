@@ -7,14 +7,12 @@ residual is recomputed from the codes at each step and does not drift.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdict.codes import combine
 from jaxdict.pursuit.atoms import PRECISION, PreparedAtoms
-from jaxdict.pursuit.step import RUNNING, Slots, finish, join, propose, shorten
+from jaxdict.pursuit.step import Slots, finish, join, propose, run, shorten
 
 
 def pursue(
@@ -37,7 +35,7 @@ def pursue(
         tol: a row stops when its residual norm is at most this.
     """
 
-    def step(t: Array, slots: Slots, residual: Array, row: Array) -> tuple[Slots, Array]:
+    def step(t: Array, row: Array, slots: Slots, residual: Array) -> tuple[Slots, Array]:
         correlations = jnp.dot(residual, atoms.unit.T, precision=PRECISION)
         slots, gradient = join(slots, correlations, t, signed)
         direction = combine(gradient, slots.indices, atoms.unit, t + 1)
@@ -54,12 +52,4 @@ def pursue(
         moved = done.steps > slots.steps
         return done, jnp.where(moved, after, residual)
 
-    def body(state: tuple[Array, Slots, Array]) -> tuple[Array, Slots, Array]:
-        t, slots, residual = state
-        slots, residual = jax.vmap(step, in_axes=(None, 0, 0, 0))(t, slots, residual, x)
-        return t + 1, slots, residual
-
-    def going(state: tuple[Array, Slots, Array]) -> Array:
-        return (state[0] < k) & jnp.any(state[1].status == RUNNING)
-
-    return lax.while_loop(going, body, (jnp.zeros((), jnp.int32), slots, x))[1]
+    return run(step, k, slots, x, given=x)

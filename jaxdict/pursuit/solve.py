@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from operator import index
 from typing import Literal, NamedTuple
@@ -14,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from jaxdict.codes import Codes, decode, sort_slots
 from jaxdict.pursuit import gram, residual
 from jaxdict.pursuit.atoms import PreparedAtoms, prepare_atoms, safe_norm, unit_rows
-from jaxdict.pursuit.step import RUNNING, Status, empty_slots
+from jaxdict.pursuit.step import RUNNING, Slots, Status, empty_slots
 
 Method = Literal["auto", "residual", "gram"]
 METHODS = {"residual": residual.pursue, "gram": gram.pursue}
@@ -118,8 +119,8 @@ def gradient_pursuit(
         >>> result.indices.tolist(), result.values.tolist()
         ([[0, 2]], [[3.0, 1.0]])
 
-    Source: Blumensath and Davies, Gradient Pursuits (IEEE TSP 2008), section III; the
-        non-negative form follows arXiv 2505.24360 and 2505.17769.
+    Source: Blumensath and Davies, Gradient Pursuits (IEEE TSP 2008); the non-negative form
+        follows arXiv 2505.24360 and 2505.17769.
 
     Deviations: where clipping would make the residual grow, the best part of the step is taken;
         a row stops when no inner product exceeds rounding; an atom joins only if its inner
@@ -187,7 +188,8 @@ def _solve(
     chunk: int,
 ) -> PursuitResult:
     n, d = x.shape
-    solve = partial(_solve_chunk, atoms=atoms, tol=tol, k=k, method=method, signed=signed)
+    pursue = partial(METHODS[method], atoms=atoms, k=k, signed=signed, tol=tol)
+    solve = partial(_solve_chunk, atoms=atoms, k=k, pursue=pursue)
     if chunk >= n:
         return solve(x)
     padded = jnp.pad(x, ((0, -n % chunk), (0, 0))).reshape(-1, chunk, d)
@@ -195,20 +197,15 @@ def _solve(
 
 
 def _solve_chunk(
-    x: Float[Array, "n d"],
-    *,
-    atoms: PreparedAtoms,
-    tol: Array | float,
-    k: int,
-    method: str,
-    signed: bool,
+    x: Float[Array, "n d"], *, atoms: PreparedAtoms, k: int, pursue: Callable[..., Slots]
 ) -> PursuitResult:
+    """Rows to unit norm, pursuit, and codes back in units of the atoms as given."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = x.astype(dtype)
     finite = jnp.all(jnp.isfinite(x), axis=1)
     unit, norm = unit_rows(jnp.where(finite[:, None], x, 0))
     slots = jax.vmap(partial(empty_slots, k=k, dtype=dtype))(finite, norm == 0)
-    slots = METHODS[method](unit, slots, atoms, k, signed=signed, tol=tol)
+    slots = pursue(unit, slots)
     status = jnp.where(slots.status == RUNNING, Status.FULL, slots.status)
     left = safe_norm(unit - decode(Codes(slots.indices, slots.values), atoms.unit))
     scale = atoms.norm.at[slots.indices].get(mode="promise_in_bounds")

@@ -1,4 +1,4 @@
-"""The part of a gradient pursuit step that both forms share: k slots of state for one row.
+"""What both forms of gradient pursuit share: k slots of state a row, and the loop over steps.
 
 Rows come in with unit norm, atoms too, so that every number here is of order one and one fixed
 floor (rounding) decides what counts as zero.
@@ -6,10 +6,13 @@ floor (rounding) decides what counts as zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 
@@ -145,6 +148,31 @@ def finish(
     status = jnp.where(stuck, Status.STATIONARY, status)
     values = jnp.where(running & ~stuck, values, slots.values)
     return Slots(slots.indices, values, status, slots.steps + (running & ~stuck))
+
+
+def run(
+    step: Callable[..., tuple], k: int, slots: Slots, *state: Array, given: Float[Array, "n w"]
+) -> Slots:
+    """Move all rows on, up to k steps; stops early when no row is running.
+
+    Args:
+        step: (t, given, slots, *state) -> (slots, *state) of one row.
+        k: steps.
+        slots: states before the first step, batched over n.
+        state: what else a step needs of the steps before it, batched over n.
+        given: what stays the same from step to step.
+    """
+    axes = (None, *[0] * (2 + len(state)))
+
+    def body(carry: tuple) -> tuple:
+        t, *moving = carry
+        return t + 1, *jax.vmap(step, in_axes=axes)(t, given, *moving)
+
+    def going(carry: tuple) -> Array:
+        t, slots, *_ = carry
+        return (t < k) & jnp.any(slots.status == RUNNING)
+
+    return lax.while_loop(going, body, (jnp.zeros((), jnp.int32), slots, *state))[1]
 
 
 def argmax(score: Float[Array, " m"]) -> Int[Array, ""]:

@@ -41,3 +41,13 @@ def content(spec, seed=0):
 def write(writer, shard, activations, pictures):
     where = writer.images_of(shard)
     writer.write(shard, {s: a[where] for s, a in activations.items()}, pictures[where])
+
+
+def same_files(left, right):
+    """Asserts that two folders hold the same files, byte for byte."""
+    files = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (left, right)
+    ]
+    assert files[0].keys() == files[1].keys()
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == []

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harvest.schema import chunk_shape, from_bits, to_bits
+from harvest.schema import VERSION, chunk_shape, from_bits, to_bits
 from harvest.store import create_store, open_store
-from tests.harvest.synthetic import SITES, content, make_spec, write
+from tests.harvest.synthetic import SITES, content, make_spec, same_files, write
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +26,6 @@ def full(tmp_path_factory):
         write(writer, shard, activations, pictures)
     rounded = {site: from_bits(to_bits(a)) for site, a in activations.items()}
     return open_store(path), spec, rounded, pictures
-
-
-def same_files(left, right):
-    files = [
-        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-        for root in (left, right)
-    ]
-    assert files[0].keys() == files[1].keys()
-    assert [name for name in files[0] if files[0][name] != files[1][name]] == []
 
 
 @settings(deadline=None)
@@ -118,6 +109,69 @@ def test_statistics_are_those_of_the_stored_rows(full):
         np.testing.assert_array_equal(got.min, rows.min(0))
         np.testing.assert_array_equal(got.max, rows.max(0))
         np.testing.assert_allclose(got.norm, np.sqrt((rows**2).sum(1).mean()), rtol=1e-12)
+
+
+def test_statistics_and_norms_by_step(full):
+    store, _, activations, _ = full
+    site = "double.2.img"
+    for step in (0, 2):
+        rows = activations[site][:, step].reshape(-1, 8).astype(np.float64)
+        got = store.statistics(site, step)
+        assert got.count == len(rows)
+        np.testing.assert_allclose(got.mean, rows.mean(0), rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(got.max, rows.max(0))
+        assert got.largest == np.abs(rows).max()
+        lengths = np.linalg.norm(rows, axis=1)
+        norms = store.norms(site)
+        expected = np.histogram(lengths, norms.edges)[0]
+        np.testing.assert_array_equal(norms.counts[step], expected)
+        for q in (0.1, 0.5, 0.9):  # to the width of a bin
+            np.testing.assert_allclose(norms.quantile(q, step), np.quantile(lengths, q), rtol=0.1)
+
+
+def test_massive_rows_are_counted(tmp_path):
+    spec = make_spec(sites={"double.2.img": (12, 8)}, picture=None)
+    rows = np.ones((11, 3, 12, 8), np.float32)
+    rows[3, 1, :2] *= 1000  # two rows of the second step
+    rows[0, 0, 0] = 0
+    writer = create_store(tmp_path / "s", spec)
+    for shard in writer.pending():
+        writer.write(shard, {"double.2.img": rows[writer.images_of(shard)]})
+    norms = open_store(tmp_path / "s").norms("double.2.img")
+    assert norms.massive() == 2 / (11 * 3 * 12) and norms.massive(1) == 2 / (11 * 12)
+    assert norms.massive(2) == 0 and norms.quantile(0.0) == 0
+    np.testing.assert_allclose(norms.quantile(0.5), np.sqrt(8), rtol=0.1)
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_some_steps_and_tokens_compressed_or_not(tmp_path, compress):
+    where = np.stack([np.sort(np.random.default_rng(i).permutation(12)[:5]) for i in range(11)])
+    spec = make_spec(
+        sites={"double.2.img": (5, 8), "double.2.txt": (5, 8)},
+        denoising_steps=9,
+        step_numbers=(0, 4, 8),
+        positions={"img": where},
+        compress=compress,
+        chunk_bytes=100,
+    )
+    activations, pictures = content(spec)
+    writer = create_store(tmp_path / "s", spec)
+    for shard in writer.pending():
+        write(writer, shard, activations, pictures)
+    store = open_store(tmp_path / "s")
+    assert store.sampled and store.step_numbers.tolist() == [0, 4, 8]
+    np.testing.assert_array_equal(store.positions("double.2.img"), where)
+    np.testing.assert_array_equal(store.positions("double.2.img", [3]), where[[3]])
+    np.testing.assert_array_equal(store.positions("double.2.txt", [3]), [np.arange(5)])
+    array = store.group["sites/double.2.img"]
+    assert np.prod(array.chunks) * 2 <= 160
+    expected = from_bits(to_bits(activations["double.2.img"]))
+    np.testing.assert_array_equal(store.read("double.2.img"), expected)
+    assert create_store(tmp_path / "s", spec).pending() == []
+    moved = where.copy()
+    moved[0] = np.setdiff1d(np.arange(12), where[0])[:5]
+    with pytest.raises(ValueError, match=r"positions.img = "):
+        create_store(tmp_path / "s", make_spec(**{**vars(spec), "positions": {"img": moved}}))
 
 
 def test_any_zarr_tool_can_open_it(full):
@@ -233,13 +287,15 @@ def finished(tmp_path):
     return tmp_path / "s"
 
 
-def test_a_newer_version_is_refused(tmp_path):
+def test_another_version_is_refused(tmp_path):
     path = finished(tmp_path)
     meta = json.loads((path / "zarr.json").read_text())
-    meta["attributes"]["version"] = 2
-    (path / "zarr.json").write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match="of version 2, but this jaxdict reads up to 1; upgrade"):
-        open_store(path)
+    for version, remedy in ((VERSION + 1, "upgrade jaxdict"), (VERSION - 1, "harvest it again")):
+        meta["attributes"]["version"] = version
+        (path / "zarr.json").write_text(json.dumps(meta))
+        message = f"of version {version}, but this jaxdict reads version {VERSION}; {remedy}"
+        with pytest.raises(ValueError, match=message):
+            open_store(path)
 
 
 def test_a_mixed_store_is_refused_by_the_shard(tmp_path, full):
@@ -287,6 +343,9 @@ def test_a_value_that_is_not_finite_is_refused_by_its_place(tmp_path, value):
         ({"words": [["a"] * (1 + i % 2) for i in range(11)]}, "pad them to one length"),
         ({"attrs": {"images": 3}}, r"got \['images'\]"),
         ({"sites": {}}, "at least one site"),
+        ({"step_numbers": (0, 2, 3)}, r"3 ascending numbers of 3 denoising steps, got \[0, 2, 3\]"),
+        ({"compress": "lz4"}, "compress to be one of"),
+        ({"positions": {"img": np.zeros((11, 5))}}, r"positions of shape \(11, 12\)"),
     ],
 )
 def test_a_spec_that_disagrees_with_itself_is_refused(change, message):
@@ -305,7 +364,7 @@ def test_questions_that_have_no_answer_are_refused(full, tmp_path):
     with pytest.raises(ValueError, match="a mask of 11 images"):
         store.read("double.2.img", np.ones(4, bool))
     bare = create_store(tmp_path / "s", make_spec(picture=None, words=None))
-    empty = open_store(bare.path)
+    empty = open_store(bare.place.path)
     assert empty.words == [[]] * 11 and len(empty.indices()) == 0
     with pytest.raises(ValueError, match="keeps no pictures"):
         empty.pictures()

@@ -17,7 +17,8 @@ from jaxdict import coder, growth
 from jaxdict.config import TrainITDAConfig
 from jaxdict.data import source_of
 from jaxdict.export import load_dictionary, save_dictionary
-from jaxdict.itda import run_to_dictionary, train_itda
+from jaxdict.itda import train_itda
+from jaxdict.itda_run import run_to_dictionary
 from jaxdict.once import Once
 from jaxdict.threshold import MOST_TRIALS, Trial, next_threshold
 from tests.reference import itda as reference

@@ -23,7 +23,7 @@ from jaxdict import runs, sae, train, update
 from jaxdict.codes import Codes
 from jaxdict.config import TrainSAEConfig
 from jaxdict.fold import read_run, read_sae
-from jaxdict.normalize import Space
+from jaxdict.normalize import Space, bfloat16_rows
 from jaxdict.train import train_sae
 from tests.jaxdict.planted import SITE, write_planted_store
 from tests.reference import sae as reference
@@ -94,7 +94,7 @@ def test_step_gives_its_buffers_away():
 def test_one_step_is_adam_on_the_slow_gradient():
     step, state, space, batches = small_update(RECIPE._replace(aux=0.0))
     params = [np.asarray(leaf, np.float64) for leaf in state.params]
-    x = np.asarray(update.bfloat16_rows(jnp.asarray(batches[0])), np.float64)
+    x = np.asarray(bfloat16_rows(jnp.asarray(batches[0])), np.float64)
     _, slopes = reference.gradient(*params, x, 4, 12.0)
     slopes = list(slopes)
     along = np.sum(slopes[2] * params[2], axis=1, keepdims=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,13 +29,10 @@ def model():
 
 
 def scenes(count, colour, rng):
-    """Captions of single objects of a colour."""
-    made = []
-    while len(made) < count:
-        scene = draw.sample_scene(rng, objects=1)
-        if scene.things[0].colour == colour:
-            made.append(draw.caption(scene))
-    return made
+    """Captions of single objects of a colour; the same ones but for the colour from equal generators."""
+    drawn = [draw.sample_scene(rng, objects=1) for _ in range(count)]
+    painted = [replace(scene, things=(replace(scene.things[0], colour=colour),)) for scene in drawn]
+    return [draw.caption(scene) for scene in painted]
 
 
 def mean_row(model, prompts):
@@ -52,11 +50,13 @@ def mean_row(model, prompts):
 
 @pytest.fixture(scope="module")
 def dictionary(model, tmp_path_factory):
-    """Feature 0 adds the difference of green and red objects; feature 1 is a small random atom."""
+    """Feature 0 adds the difference of cyan and red objects; feature 1 is a small random atom."""
     rng = np.random.default_rng(0)
-    red, green = (mean_row(model, scenes(8, colour, rng)) for colour in ("red", "green"))
-    noise = rng.standard_normal(red.shape) * 0.01 * np.linalg.norm(green - red) / len(red) ** 0.5
-    atoms = np.stack([green - red, noise]).astype(np.float32)
+    red, cyan = (
+        mean_row(model, scenes(16, colour, np.random.default_rng(0))) for colour in ("red", "cyan")
+    )
+    noise = rng.standard_normal(red.shape) * 0.01 * np.linalg.norm(cyan - red) / len(red) ** 0.5
+    atoms = np.stack([cyan - red, noise]).astype(np.float32)
     made = Dictionary(
         "topk",
         1,
@@ -83,7 +83,7 @@ def prompts(tmp_path):
 def config(dictionary, prompts, tmp_path):
     def make(**fields):
         base = {"dictionary": dictionary, "prompts": prompts, "out": tmp_path / "out"}
-        base |= {"feature": (0,), "value": (1.0,), "wanted": "colour=green", "num_steps": STEPS}
+        base |= {"feature": (0,), "value": (1.0,), "wanted": "colour=cyan", "num_steps": STEPS}
         base |= {"images": 8, "selection": 4, "batch": 4}
         return SteerEvalConfig(**(base | fields))
 
@@ -104,7 +104,7 @@ def test_the_best_candidate_works_on_pictures_it_was_not_chosen_on(config, capsy
     )
     verdicts = [json.loads(line) for line in (made.out / "verdicts.jsonl").read_text().splitlines()]
     assert np.mean([row["steered"]["success"] for row in verdicts]) == steered["success"]
-    assert all(row["before"]["colour"] != "green" for row in verdicts)
+    assert all(row["before"]["colour"] != "cyan" for row in verdicts)
     # The prompts reported on come after those that were used to choose.
     order = [record[0] for record in read_prompts(made.prompts)]
     first = min(order.index(row["prompt"]) for row in verdicts)
@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_is_refused(config, tmp_path):
         measure(config(feature=(7,)))
     with pytest.raises(FileNotFoundError):
         measure(config(prompts=tmp_path / "missing.jsonl"))
-    for fields, flag in [({"feature": ()}, "--feature"), ({"wanted": "green"}, "--wanted")]:
+    for fields, flag in [({"feature": ()}, "--feature"), ({"wanted": "cyan"}, "--wanted")]:
         with pytest.raises(ValueError, match=flag):
             config(**fields)
 
@@ -145,8 +145,8 @@ def test_prompts_from_lines_and_lists(tmp_path):
     assert read_prompts(file, seed=10) == [("a", 7), ("b", 11)]
     file.write_text('[{"prompt": "a"}, "b"]')
     assert read_prompts(file) == [("a", 0), ("b", 1)]
-    file.write_text("a red circle\na green star\n")
-    assert read_prompts(file) == [("a red circle", 0), ("a green star", 1)]
+    file.write_text("a red circle\na cyan star\n")
+    assert read_prompts(file) == [("a red circle", 0), ("a cyan star", 1)]
     file.write_text('{"text": "a"}')
     with pytest.raises(ValueError, match="as record 0"):
         read_prompts(file)

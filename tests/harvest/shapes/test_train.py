@@ -8,7 +8,8 @@ from diffusers import FluxPipeline
 
 from harvest.shapes import build, train_transformer
 from harvest.shapes.muon import Muon, orthogonalise
-from harvest.shapes.train_transformer import make_data
+from harvest.shapes.redraw import redraw
+from harvest.shapes.train_data import make_data, pack, unpack
 from harvest.shapes.train_vae import encode, pictures, polish_decoder, train_vae
 
 
@@ -63,18 +64,34 @@ def test_autoencoder_learns_and_latents_have_unit_variance(tmp_path):
 
 
 def test_polishing_changes_the_decoder_alone(tmp_path):
-    vae = build.new_pipeline(0).vae
-    before = {name: value.clone() for name, value in vae.state_dict().items()}
-    polish_decoder(vae, tmp_path / "decoder.pt", steps=2, scenes=32)
-    changed = {name for name, value in vae.state_dict().items() if (value != before[name]).any()}
+    pipe = build.new_pipeline(0)
+    before = {name: value.clone() for name, value in pipe.vae.state_dict().items()}
+    latents, targets = redraw(pipe, 24, seed=3, batch=16)
+    polish_decoder(pipe.vae, latents, targets, tmp_path / "decoder.pt", steps=2)
+    after = pipe.vae.state_dict()
+    changed = {name for name in after if (after[name] != before[name]).any()}
     assert changed
     assert all(name.startswith("decoder.") for name in changed)
 
 
-def test_packing_is_the_pipelines():
+def test_redrawn_latents_are_the_transformers():
+    """An untrained transformer's output is zero: what it hands back is the noised latents themselves."""
+    pipe = build.new_pipeline(0)
+    latents, targets = redraw(pipe, 200, seed=3)
+    again, _ = redraw(pipe, 200, seed=3)
+    assert torch.equal(latents, again) and latents.shape == (200, 4, 16, 16)
+    clean = encode(pipe.vae, targets)
+    off = (latents - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    untouched = off < 1e-6
+    assert 0.1 < untouched.float().mean() < 0.4  # a quarter, of 200
+    assert (off[~untouched] > 0.03).all()
+
+
+def test_packing_is_the_pipelines_and_unpacking_undoes_it():
     latents = torch.randn(2, 4, 16, 16)
     theirs = FluxPipeline._pack_latents(latents, 2, 4, 16, 16)
-    assert torch.equal(train_transformer.pack(latents), theirs)
+    assert torch.equal(pack(latents), theirs)
+    assert torch.equal(unpack(theirs), latents)
 
 
 def test_orthogonalise_flattens_the_spectrum():

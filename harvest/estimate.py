@@ -1,0 +1,142 @@
+"""How much a harvest takes, told before anything runs: rows, bytes on the disk, memory and time."""
+
+from __future__ import annotations
+
+import time
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+
+from harvest.config import HarvestConfig
+from harvest.location import Location
+from harvest.models import DTYPES, LoadedModel
+from harvest.schema import StoreSpec
+
+_BYTES = {"none": None, "int8": 1.0, "nf4": 0.53}
+"""Bytes of a weight; None means those of the dtype. NF4 keeps 4 bits and a share of its scales."""
+_REACHED = 0.5
+"""Share of a large matrix product's speed that a whole forward pass reaches."""
+
+
+class Estimate(NamedTuple):
+    """What a harvest takes.
+
+    Args:
+        rows: Activation vectors, over all sites.
+        store_bytes: Activations and pictures on the disk, before compression.
+        model_bytes: Weights in memory, all parts at once.
+        buffer_bytes: Activations in memory.
+        flops: Floating-point operations of the transformer.
+        seconds: Time at the speed of a matrix product tried on the device, or None where there was none.
+        free: Bytes left on the disk, or None for a URL.
+    """
+
+    rows: int
+    store_bytes: int
+    model_bytes: int
+    buffer_bytes: int
+    flops: float
+    seconds: float | None
+    free: int | None
+
+
+def estimate(config: HarvestConfig, spec: StoreSpec, model: LoadedModel) -> Estimate:
+    """Work out what a harvest takes.
+
+    Args:
+        config: From `harvest.plan.make_plan`.
+        spec: From `harvest.plan.make_plan`.
+        model: Loaded with ``parts="none"``.
+    """
+    per_image = sum(tokens * d for tokens, d in spec.sites.values()) * spec.steps * 2
+    pictures = 0 if spec.picture is None else spec.images * prod(spec.picture) * 3
+    parameters = _parameters(model.folder)
+    whole = DTYPES[config.dtype].itemsize
+    quantized = {"transformer": config.quantize, "text_encoder_2": config.quantize_text}
+    weights = sum(
+        count * (_BYTES[quantized.get(part, "none")] or whole) for part, count in parameters.items()
+    )
+    tokens = prod(spec.grid) + config.max_sequence_length
+    flops = _flops(model.pipe.transformer, parameters["transformer"], tokens)
+    flops *= config.steps * spec.images
+    return Estimate(
+        rows=sum(tokens for tokens, _ in spec.sites.values()) * spec.steps * spec.images,
+        store_bytes=per_image * spec.images + pictures,
+        model_bytes=int(weights),
+        buffer_bytes=2 * (config.batch + config.images_per_shard) * per_image,
+        flops=flops,
+        seconds=flops / (_REACHED * _matmul_rate(model.place, DTYPES[config.dtype])),
+        free=Location(config.out).free(),
+    )
+
+
+def told(config: HarvestConfig, spec: StoreSpec, expected: Estimate) -> str:
+    """The estimate in words."""
+    compressed = " before compression" if config.compress != "none" else ""
+    left = "" if expected.free is None else f" ({size(expected.free)} are free)"
+    hours = "" if expected.seconds is None else f"about {duration(expected.seconds)}"
+    lines = [
+        f"{Location(config.out)}: not made (--dry-run)",
+        f"  images   {spec.images:,} of {spec.denoising_steps} steps, {spec.steps} of them kept",
+        f"  rows     {expected.rows:,} at {len(spec.sites)} sites",
+        f"  disk     {size(expected.store_bytes)}{compressed}{left}",
+        f"  memory   {size(expected.model_bytes)} of weights, {size(expected.buffer_bytes)} of activations at most",
+        f"  time     {hours} on one {config.device} in {config.dtype} (from its speed at one matrix product)",
+    ]
+    if expected.free is not None and expected.store_bytes > expected.free:
+        lines.append("  the disk is too small: ask for fewer images, sites, steps or tokens")
+    return "\n".join(lines)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them, for instance 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them, for instance 2 h 5 min."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _parameters(folder: Path) -> dict[str, int]:
+    """Number of weights of each part, from the heads of its files."""
+    counts: dict[str, int] = {}
+    for path in sorted(folder.glob("*/*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        counts[path.parent.name] = counts.get(path.parent.name, 0) + sum(map(prod, shapes))
+    return counts
+
+
+def _flops(transformer: Any, parameters: int, tokens: int) -> float:
+    """Operations of one forward pass of one image: its matrix products and its attention.
+
+    A token of a double block meets half of the block's weights (each stream has its own); adaLN's weights meet one
+    vector an image. Both are counted in full, which makes this an upper bound.
+    """
+    config = transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    layers = config.num_layers + config.num_single_layers
+    return 2.0 * parameters * tokens + 4.0 * layers * tokens**2 * width
+
+
+def _matmul_rate(place: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a product of two large matrices, best of three."""
+    side = 4096 if place.type == "cuda" else 1024
+    left = torch.randn(side, side, dtype=dtype, device=place)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        (left @ left).sum().item()
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * side**3 / best

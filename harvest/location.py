@@ -1,0 +1,102 @@
+"""Where a store lies: a local folder, or a URL of an object store such as s3://bucket/prefix."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])", re.IGNORECASE)
+
+
+class Location:
+    """A place for a store, local or remote; ``str`` of it gives its name back.
+
+    Args:
+        place: A folder, or a URL that obstore knows (``s3://``, ``gs://``, ``az://``, ``memory://``). Its
+            credentials and endpoint come from the environment, as usual for that service
+            (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...).
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        """Tell a URL from a folder; a URL that went through a ``Path`` lost a slash and gets it back."""
+        text = os.fspath(place)
+        match = _URL.match(text)
+        if match and len(match.group(1)) > 1:
+            self.url: str | None = f"{match.group(1).lower()}://{text[match.end() :].rstrip('/')}"
+            self.path = None
+        else:
+            self.url, self.path = None, Path(place)
+
+    def __str__(self) -> str:
+        """The folder or URL."""
+        return self.url or str(self.path)
+
+    def zarr(self, *, read_only: bool = False) -> Any:
+        """The place as zarr takes it.
+
+        Raises:
+            ValueError: If it is a URL and obstore is not installed or does not know it.
+        """
+        if self.path is not None:
+            return self.path
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(self._objects(), read_only=read_only)
+
+    def exists(self) -> bool:
+        """Whether anything lies there."""
+        if self.path is not None:
+            return self.path.exists()
+        objects = self._objects()
+        try:
+            return any(len(batch) for batch in objects.list(chunk_size=1))
+        except Exception as error:
+            raise OSError(f"{self} cannot be listed: {first_line(error)}") from error
+
+    def free(self) -> int | None:
+        """Bytes left on the disk, or None for a URL."""
+        if self.path is None:
+            return None
+        place = self.path.absolute()
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+    def sibling(self, ending: str) -> Location:
+        """The place whose name has `ending` appended."""
+        return Location(f"{self}{ending}")
+
+    def write_text(self, text: str) -> None:
+        """Write a text file there at once: the old one or the new one, never half of it."""
+        if self.path is None:
+            folder, _, name = str(self.url).rpartition("/")
+            Location(folder)._objects().put(name, text.encode())
+            return
+        draft = self.path.with_name(f".{self.path.name}.new")
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, self.path)
+
+    def _objects(self) -> Any:
+        try:
+            from obstore.store import from_url
+        except ImportError as error:
+            raise ValueError(
+                f"{self} needs the package obstore, which is not installed; "
+                "run: pip install 'jaxdict[cloud]'"
+            ) from error
+        try:
+            return from_url(str(self.url))
+        except Exception as error:
+            raise ValueError(
+                f"expected a folder or a URL such as s3://bucket/prefix, got {self}: "
+                f"{first_line(error)}"
+            ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
