@@ -86,6 +86,8 @@ def _harvest(
     rows = {site: spec.images * spec.steps * tokens for site, (tokens, _) in spec.sites.items()}
     if ranks.rank == 0:
         writer.sweep()
+        if config.offload == "text":  # only now does no process need the folder
+            TextCache(place, writer.fingerprint).close()
         made = sum(_length(writer.images_of(shard)) for shard in pending)
         done = f"{made} images made, {spec.images - made} were there already"
         print(f"{place}: {spec.images} images ({done}), {sum(rows.values()):,} rows")
@@ -159,8 +161,6 @@ def _fill(
             writing = writers.submit(_write, writer, shard, made, cache)
         if writing is not None:
             writing.result()
-    if cache is not None:
-        cache.close()
     return missing
 
 
