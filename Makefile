@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test slow lint format bench clean
+.PHONY: setup demo test slow lint format bench bench-peers clean
 
 setup: .venv/.ready
 
@@ -17,8 +17,9 @@ setup: .venv/.ready
 demo: setup
 	@$(BIN)/jaxdict demo
 
+# Two at a time: most of a test's time is one thread compiling. A file's tests stay together, as they share fixtures.
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: setup
 	@$(BIN)/python -m pytest -m slow
@@ -33,7 +34,18 @@ format: setup
 	@$(BIN)/ruff format .
 
 bench: setup
-	@for question in benchmarks/bench_*.py; do echo "$$question"; $(BIN)/python $$question || exit 1; done
+	@for question in $(filter-out %_peers.py,$(wildcard benchmarks/bench_*.py)); do echo "$$question"; $(BIN)/python $$question || exit 1; done
+
+# Other libraries beside ours, in an environment of their own. ARGS="--quick" tries it out.
+bench-peers: setup .venv-peers/.ready
+	@$(BIN)/python benchmarks/bench_sae_peers.py $(ARGS)
+
+.venv-peers/.ready: benchmarks/peers/requirements.txt
+	@echo "Setting up .venv-peers (a few minutes the first time)"
+	@$(PYTHON) -m venv --clear .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< torch
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-peers runs build *.egg-info

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import answer, interleaved
+from record import answer, interleaved, timings
 
 from harvest.capture import Capture
 from harvest.config import HarvestConfig
@@ -28,9 +29,10 @@ from harvest.plan import make_plan
 from harvest.run import _fill
 from harvest.store import create_store, open_store
 
-SHAPES = ((128, 4), (256, 8))
-"""Images, steps."""
-QUICK = ((32, 2),)
+ONE, EVERY = {"one site": ("double.2.img",)}, {"every site": ("*.*.*",)}
+SHAPES = ((512, 4, ONE, 9), (128, 4, EVERY, 3))
+"""Images, steps, sites, rounds. A shard holds 128 images; only the last one's writing is waited for."""
+QUICK = ((32, 2, ONE | EVERY, 1),)
 FLUX = {
     "in_channels": 64,
     "num_layers": 19,
@@ -45,19 +47,23 @@ FLUX = {
 """Settings of FLUX.1-schnell's transformer, from its public card."""
 
 
-def measure(images: int, steps: int, *, rounds: int = 5) -> dict[str, Any]:
+def measure(
+    images: int, steps: int, sites: dict[str, tuple[str, ...]], rounds: int
+) -> dict[str, Any]:
     """Overhead of a harvest on the embedded model, after a check that the pictures are the same."""
     folder = Path(tempfile.mkdtemp(prefix="bench-harvest-"))
     try:
-        return _measure(images, steps, folder, rounds)
+        return _measure(images, steps, sites, folder, rounds)
     finally:
         shutil.rmtree(folder)
 
 
-def _measure(images: int, steps: int, folder: Path, rounds: int) -> dict[str, Any]:
+def _measure(
+    images: int, steps: int, places: dict[str, tuple[str, ...]], folder: Path, rounds: int
+) -> dict[str, Any]:
     model = load_model("shapes", device="cpu")
     runs, stores = {}, {}
-    for name, sites in (("one site", ("double.2.img",)), ("every site", ("*.*.*",))):
+    for name, sites in places.items():
         asked = HarvestConfig(out=folder / name, sites=sites, images=images, steps=steps)
         config, spec, _ = make_plan(asked, model)
         stores[name] = config
@@ -69,7 +75,7 @@ def _measure(images: int, steps: int, folder: Path, rounds: int) -> dict[str, An
                 _fill(writer, spec, config, model, writer.pending(), None, quiet=False)
 
         runs[name] = run
-    config, spec, _ = make_plan(stores["one site"], model)
+    config, spec, _ = make_plan(next(iter(stores.values())), model)
 
     def bare() -> np.ndarray:
         """The pipeline alone, in the same batches."""
@@ -89,7 +95,8 @@ def _measure(images: int, steps: int, folder: Path, rounds: int) -> dict[str, An
     for name, run in runs.items():
         run()
         assert (open_store(stores[name].out).pictures() == pictures).all()
-    seconds = interleaved({"bare": bare, **runs}, rounds=rounds)
+    taken = timings({"bare": bare, **runs}, rounds)
+    seconds = {name: statistics.median(found) for name, found in taken.items()}
     rows = {name: sum(open_store(c.out).shape(s)[2] for s in c.sites) for name, c in stores.items()}
     return {
         "images": images,
@@ -99,7 +106,17 @@ def _measure(images: int, steps: int, folder: Path, rounds: int) -> dict[str, An
         "seconds": seconds,
         "images/s": {name: images / value for name, value in seconds.items()},
         "rows/s": {name: images * steps * n / seconds[name] for name, n in rows.items()},
-        "overhead": {name: seconds[name] / seconds["bare"] - 1 for name in rows},
+        "overhead": {
+            name: {
+                "of medians": seconds[name] / seconds["bare"] - 1,
+                "of the fastest": min(taken[name]) / min(taken["bare"]) - 1,
+                "by round": [
+                    round(mine / bare - 1, 4)
+                    for mine, bare in zip(taken[name], taken["bare"], strict=True)
+                ],
+            }
+            for name in rows
+        },
     }
 
 

@@ -12,6 +12,7 @@ from record import answer, interleaved
 
 from jaxdict import sae, update
 from jaxdict.normalize import Space
+from jaxdict.recipe import Adam, Dials, Rate, Recipe
 
 SHAPES = ((1024, 128, 1024, 16), (1024, 768, 12288, 32), (1024, 3072, 12288, 32))
 QUICK = ((256, 64, 256, 8),)
@@ -27,28 +28,22 @@ def measure(n: int, d: int, m: int, k: int, *, rounds: int = 5) -> dict[str, obj
     x = jnp.asarray(weights @ truth / np.sqrt(d))
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     variance = float(jnp.square(x - x.mean(0)).sum(1).mean())
-    recipe = update.Recipe(
-        k=k,
-        variance=variance,
-        aux=0.0,
-        k_aux=0,
-        dead_rows=10**9,
-        ema=0.0,
-        rate=update.Rate(1e-3, 10_000, 5, 0.0),
-        adam=update.Adam(0.9, 0.999, 1e-8, 1.0),
+    recipe = Recipe(
+        "topk", k, k, 0, "", 10**9, 0.0, Rate(10_000, 5, 0.0), Adam(0.9, 0.999, 1e-8, 1.0)
     )
-    space = Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
+    dials = Dials(*(jnp.float32(value) for value in (1e-3, 0.0, 0.0, variance)))
+    batch = update.Batch(bits, Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d)))
     state = update.initial_state(jax.random.key(0), m, mean=x.mean(0), recipe=recipe)
     step = update.make_update(recipe)
     losses = []
     for _ in range(20):
-        state, metrics = step(state, bits, space)
+        state, metrics = step(state, batch, dials)
         losses.append(float(metrics.loss))
     assert losses[-1] < 0.9 * losses[0], losses
     holder = [state]
 
     def full() -> None:
-        holder[0], metrics = step(holder[0], bits, space)
+        holder[0], metrics = step(holder[0], batch, dials)
         jax.block_until_ready(metrics.loss)
 
     encoder = jnp.copy(holder[0].params.encoder)

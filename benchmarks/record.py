@@ -18,7 +18,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each function over `rounds` rounds, one call of each in every round.
+    """Median seconds of each function; see `timings`."""
+    return {name: statistics.median(found) for name, found in timings(runs, rounds).items()}
+
+
+def timings(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function over `rounds` rounds, one call of each in every round.
 
     Each function must block until its result is there; each is called once before, to warm up.
     """
@@ -30,7 +35,7 @@ def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str,
             start = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def answer(

@@ -80,6 +80,7 @@ class HarvestConfig:
         whole = ("images", "steps", "seed", "batch", "images_per_shard", "height", "width")
         for name in (*whole, "tokens_per_image"):
             _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        _expect(bool(Path(self.out).name), "out", "a folder's name or a URL", str(self.out))
         _expect(self.seed < 2**63, "seed", "less than 2**63", self.seed)
         length = self.max_sequence_length
         _expect(0 <= length <= 512, "max_sequence_length", "0 to 512 tokens", length)
@@ -104,7 +105,7 @@ class HarvestConfig:
             return tuple(range(steps))
         numbers = tuple(sorted({int(text) for text in self.capture_steps.split(",")}))
         last = numbers[-1]
-        _expect(last < steps, "capture_steps", f"numbers below the {steps} steps", last)
+        _expect(last < steps, "capture_steps", f"numbers from 0 to {steps - 1}", last)
         return numbers
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from harvest.config import HarvestConfig
+from harvest.loading import read_config
 from harvest.location import Location
 from harvest.models import DTYPES, LoadedModel
 from harvest.schema import StoreSpec
@@ -27,7 +28,7 @@ class Estimate(NamedTuple):
     Args:
         rows: Activation vectors, over all sites.
         store_bytes: Activations and pictures on the disk, before compression.
-        model_bytes: Weights in memory, all parts at once.
+        model_bytes: Weights in memory, of all parts that are there together.
         buffer_bytes: Activations in memory.
         flops: Floating-point operations of the transformer.
         seconds: Time at the speed of a matrix product tried on the device, or None where there was none.
@@ -56,16 +57,19 @@ def estimate(config: HarvestConfig, spec: StoreSpec, model: LoadedModel) -> Esti
     parameters = _parameters(model.folder)
     whole = DTYPES[config.dtype].itemsize
     quantized = {"transformer": config.quantize, "text_encoder_2": config.quantize_text}
-    weights = sum(
-        count * (_BYTES[quantized.get(part, "none")] or whole) for part, count in parameters.items()
-    )
+    weights = {
+        part: count * (_BYTES[quantized.get(part, "none")] or whole)
+        for part, count in parameters.items()
+    }
+    text = sum(weights[part] for part in ("text_encoder", "text_encoder_2"))
+    image = sum(weights.values()) - text
     tokens = prod(spec.grid) + config.max_sequence_length
     flops = _flops(model.pipe.transformer, parameters["transformer"], tokens)
     flops *= config.steps * spec.images
     return Estimate(
         rows=sum(tokens for tokens, _ in spec.sites.values()) * spec.steps * spec.images,
         store_bytes=per_image * spec.images + pictures,
-        model_bytes=int(weights),
+        model_bytes=int(max(text, image) if config.offload == "text" else text + image),
         buffer_bytes=2 * (config.batch + config.images_per_shard) * per_image,
         flops=flops,
         seconds=flops / (_REACHED * _matmul_rate(model.place, DTYPES[config.dtype])),
@@ -80,8 +84,8 @@ def told(config: HarvestConfig, spec: StoreSpec, expected: Estimate) -> str:
     hours = "" if expected.seconds is None else f"about {duration(expected.seconds)}"
     lines = [
         f"{Location(config.out)}: not made (--dry-run)",
-        f"  images   {spec.images:,} of {spec.denoising_steps} steps, {spec.steps} of them kept",
-        f"  rows     {expected.rows:,} at {len(spec.sites)} sites",
+        f"  images   {spec.images:,} of {_some(spec.denoising_steps, 'step')}, {spec.steps} kept",
+        f"  rows     {expected.rows:,} at {_some(len(spec.sites), 'site')}",
         f"  disk     {size(expected.store_bytes)}{compressed}{left}",
         f"  memory   {size(expected.model_bytes)} of weights, {size(expected.buffer_bytes)} of activations at most",
         f"  time     {hours} on one {config.device} in {config.dtype} (from its speed at one matrix product)",
@@ -108,14 +112,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _parameters(folder: Path) -> dict[str, int]:
-    """Number of weights of each part, from the heads of its files."""
-    counts: dict[str, int] = {}
-    for path in sorted(folder.glob("*/*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        counts[path.parent.name] = counts.get(path.parent.name, 0) + sum(map(prod, shapes))
-    return counts
+    """Number of weights of each part, from its settings: the weights need not be there."""
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    makers: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "transformer": FluxTransformer2DModel.from_config,
+        "vae": AutoencoderKL.from_config,
+        "text_encoder": lambda settings: CLIPTextModel(CLIPTextConfig(**settings)),
+        "text_encoder_2": lambda settings: T5EncoderModel(T5Config(**settings)),
+    }
+    with torch.device("meta"):
+        parts = {name: make(read_config(folder, name)) for name, make in makers.items()}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
 def _flops(transformer: Any, parameters: int, tokens: int) -> float:

@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
+from harvest.location import first_line
 from harvest.quantize import KEPT_WHOLE, quantization_config, to_nf4
 
 EMBEDDED = Path(__file__).parent / "shapes" / "weights"
 """Folder of the embedded model."""
 
+_SETTINGS = ("*.json", "*.txt", "*.model")
+"""Files of a pipeline that are not weights: configurations and tokenizers."""
 _WHOLE_FILE = 256 * 2**20
 _SAMPLE = 2**20
 _SAMPLES = 64
@@ -50,8 +53,12 @@ def content_hash(folder: str | Path) -> str:
     return total.hexdigest()
 
 
-def find_files(name: str) -> tuple[Path, str, str | None]:
+def find_files(name: str, *, weights: bool = True) -> tuple[Path, str, str | None]:
     """Folder, name to show and revision of a model; fetches it if it is on a hub.
+
+    Args:
+        name: As in `harvest.models.load_model`.
+        weights: Fetch all of it; else only settings and tokenizers, a few MB.
 
     Raises:
         ValueError: If there is none of that name.
@@ -73,11 +80,16 @@ def find_files(name: str) -> tuple[Path, str, str | None]:
             f"expected shapes, a pipeline's folder or a hub id (owner/name), got {name!r}"
         )
     from diffusers import FluxPipeline
+    from huggingface_hub import snapshot_download
 
     try:
-        fetched = Path(FluxPipeline.download(name))
+        fetched = Path(
+            FluxPipeline.download(name)
+            if weights
+            else snapshot_download(name, allow_patterns=list(_SETTINGS))
+        )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error.__cause__ or error)  # diffusers hides the hub's own words
         raise ValueError(
             f"expected a model at the hub id {name!r}, but it cannot be fetched ({reason}); check "
             "the name and the network, and log in if the model asks for it"
@@ -135,8 +147,9 @@ def load_pipeline(
             with torch.device("meta"):
                 pipe.transformer = FluxTransformer2DModel.from_config(config)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"expected a whole FLUX pipeline at {name}, got: {reason}") from error
+        raise ValueError(
+            f"expected a whole FLUX pipeline at {name}, got: {first_line(error)}"
+        ) from error
     if place.type != "cuda":
         for part in wanted:
             to_nf4(getattr(pipe, part), KEPT_WHOLE[part], dtype)

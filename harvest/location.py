@@ -46,6 +46,15 @@ class Location:
 
         return ObjectStore(self._objects(), read_only=read_only)
 
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What reads and writes raise where the place is full, out of reach or not ours."""
+        if self.path is not None:
+            return (OSError,)
+        from obstore.exceptions import BaseError
+
+        return OSError, BaseError
+
     def exists(self) -> bool:
         """Whether anything lies there."""
         if self.path is not None:
@@ -53,7 +62,7 @@ class Location:
         objects = self._objects()
         try:
             return any(len(batch) for batch in objects.list(chunk_size=1))
-        except Exception as error:
+        except self.errors as error:
             raise OSError(f"{self} cannot be listed: {first_line(error)}") from error
 
     def free(self) -> int | None:
@@ -73,11 +82,18 @@ class Location:
         """Write a text file there at once: the old one or the new one, never half of it."""
         if self.path is None:
             folder, _, name = str(self.url).rpartition("/")
-            Location(folder)._objects().put(name, text.encode())
+            try:
+                Location(folder)._objects().put(name, text.encode())
+            except self.errors as error:
+                raise OSError(f"{self} cannot be written: {first_line(error)}") from error
             return
         draft = self.path.with_name(f".{self.path.name}.new")
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, self.path)
+        try:
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, self.path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise OSError(f"{self} cannot be written: {first_line(error)}") from error
 
     def _objects(self) -> Any:
         try:

@@ -231,8 +231,8 @@ def load_model(
         raise ValueError(
             f"expected a GPU for --offload {offload}, got device {place}; use --offload text or none"
         )
-    with quiet(everything=name == "shapes"):
-        folder, shown, revision = find_files(name)
+    with quiet(everything=name == "shapes" or parts == "none"):
+        folder, shown, revision = find_files(name, weights=parts != "none")
         chosen = {"transformer": quantize, "text_encoder_2": text}
         pipe = load_pipeline(folder, shown, chosen, precision, place, offload, parts)
     pipe.set_progress_bar_config(disable=True)

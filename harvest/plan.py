@@ -11,6 +11,7 @@ import numpy as np
 
 from harvest.capture import site_shape
 from harvest.config import HarvestConfig
+from harvest.estimate import size as told_size
 from harvest.models import LoadedModel
 from harvest.prompts import Prompt, PromptList, image_seed, prompts_hash, read_prompts, split_of
 from harvest.schema import StoreSpec, stream_of
@@ -80,7 +81,7 @@ def _resolve(config: HarvestConfig, model: LoadedModel, prompts: int) -> Harvest
     if needed > config.buffer_mb * _MB:
         raise ValueError(
             f"--buffer-mb: expected room for two batches of {batch} and two shards of {per_shard} "
-            f"images of these sites, {needed / _MB:,.0f} MB, got {config.buffer_mb:,.0f} MB; raise "
+            f"images of these sites, {told_size(needed)}, got {told_size(config.buffer_mb * _MB)}; raise "
             "it, lower --batch or --images-per-shard, or ask for fewer sites, steps or tokens"
         )
     return replace(

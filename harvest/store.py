@@ -16,15 +16,18 @@ scheduler, guidance, resolution, config). It lies in a folder or behind a URL su
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.buffer.cpu import NDBuffer
 
 from harvest.location import Location, first_line
 from harvest.schema import FORMAT, VERSION, StoreSpec, from_bits, stamp, stream_of
+from harvest.shards import Shards, is_plain
 from harvest.statistics import NORM_EDGES, Norms, Statistics
 from harvest.writer import StoreWriter, create_store
 
@@ -41,6 +44,8 @@ __all__ = [
 
 _SPLITS = {"train": 0, "validation": 1}
 _OWN = ("format", "version", "fingerprint")
+_AT_ONCE = 4
+"""Requests at a time."""
 
 
 def open_store(path: str | Path) -> Store:
@@ -61,9 +66,10 @@ def open_store(path: str | Path) -> Store:
         raise ValueError(f"expected an activation store at {place}, but nothing is there; {again}")
     try:
         group = zarr.open_group(place.zarr(read_only=True), mode="r")
-    except (FileNotFoundError, NotADirectoryError, KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, *place.errors) as error:
         raise ValueError(
-            f"expected an activation store at {place}, got something else; {again}"
+            f"expected an activation store at {place}, but none can be opened "
+            f"({first_line(error)}); {again}"
         ) from error
     attrs = dict(group.attrs)
     if attrs.get("format") != FORMAT:
@@ -106,6 +112,7 @@ class Store:
         self.path = str(place) if place.path is None else place.path
         self.attrs = attrs
         self.group = group
+        self._arrays: dict[str, Any] = {}
         self.sampled = bool(attrs["positions"])
         self.fingerprint: str = attrs["fingerprint"]
         self.sites: tuple[str, ...] = tuple(attrs["sites"])
@@ -299,16 +306,21 @@ class Store:
         return self._all("shards/stamp")
 
     def _array(self, name: str) -> Any:
-        return self.group[name]
+        if name not in self._arrays:
+            self._arrays[name] = self.group[name]
+        return self._arrays[name]
 
     def _all(self, name: str) -> np.ndarray:
         try:
             return np.asarray(self._array(name)[:])
-        except (ValueError, RuntimeError, OSError, KeyError) as error:
-            raise ValueError(
-                f"{name} of {self.path} cannot be read ({first_line(error)}); the data is damaged: "
-                "harvest it again into a new folder"
-            ) from error
+        except (ValueError, RuntimeError, KeyError, *self.place.errors) as error:
+            raise self._unreadable(name, error) from error
+
+    def _unreadable(self, what: str, error: Exception) -> ValueError:
+        return ValueError(
+            f"{what} of {self.path} cannot be read ({first_line(error)}); if it is damaged, "
+            f"`jaxdict inspect {self.path} --verify` tells what else is"
+        )
 
     def _column(self, name: str) -> np.ndarray:
         return self._all(f"images/{name}")
@@ -329,41 +341,58 @@ class Store:
             )
 
     def _gather(self, name: str, wanted: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
-        """Read images in any order: one request for each run of neighbouring chunks."""
+        """Read images in any order, several requests at a time."""
         array = self._array(name)
-        first, last, pick = 0, None, slice(None)
-        if steps is not None and len(steps):
-            first, last = int(steps.min()), int(steps.max()) + 1
-            if len(steps) != last - first or (np.diff(steps) != 1).any():
-                pick = steps - first
-        span = (slice(first, last),) if name.startswith("sites/") else ()
-        tail = array.shape[1:]
-        if steps is not None:
-            tail = (len(steps), *tail[1:])
-        out = np.empty((len(wanted), *tail), array.dtype)
+        chosen = np.arange(array.shape[1]) if steps is None else steps
+        out = np.empty((len(wanted), len(chosen), *array.shape[2:]), array.dtype)
         if out.size == 0:
             return out
+        shards = None
+        if self.place.path is not None and is_plain(array):
+            shards = Shards(array, self.place.path / name, chosen)
         order = np.argsort(wanted, kind="stable")
         ranked = wanted[order]
-        cuts = np.flatnonzero(np.diff(ranked // array.chunks[0]) > 1) + 1
-        for places in np.split(order, cuts):
+        # A request for each shard, or for each run of neighbouring chunks.
+        if shards is not None:
+            cuts = np.diff(ranked // array.shards[0]) > 0
+        else:
+            cuts = np.diff(ranked // array.chunks[0]) > 1
+
+        def fetch(places: np.ndarray) -> None:
             group = wanted[places]
-            low, high = int(group[0]), int(group[-1]) + 1
             try:
-                block = np.asarray(array[(slice(low, high), *span)])
-            except (ValueError, RuntimeError, OSError) as error:
-                raise ValueError(
-                    f"{name} of {self.path}, images {low} to {high - 1}, cannot be read "
-                    f"({first_line(error)}); the data is damaged: harvest it again into a new folder"
-                ) from error
-            if span:
-                block = block[:, pick]
-            whole = len(group) == high - low and (np.diff(group) == 1).all()
-            rows = slice(None) if whole else group - low
-            if whole and len(wanted) == len(group) and (np.diff(places) == 1).all():
-                return np.ascontiguousarray(block)
-            out[places] = block[rows]
+                if shards is not None:
+                    shards.read(group, out, places)
+                else:
+                    _read(array, group, chosen, out, places)
+            except (ValueError, RuntimeError, *self.place.errors) as error:
+                few = (
+                    f"image {group[0]}" if len(group) == 1 else f"images {group[0]} to {group[-1]}"
+                )
+                where = f"{name}, {few},"
+                raise self._unreadable(where, error) from error
+
+        requests = np.split(order, np.flatnonzero(cuts) + 1)
+        with ThreadPoolExecutor(min(_AT_ONCE, len(requests))) as pool:
+            for _ in pool.map(fetch, requests):
+                pass
         return out
+
+
+def _read(
+    array: Any, images: np.ndarray, steps: np.ndarray, out: np.ndarray, places: np.ndarray
+) -> None:
+    """Read images, ascending, by zarr; straight into their places where those are neighbours too."""
+    first, last = int(steps.min()), int(steps.max()) + 1
+    low, high = int(images[0]), int(images[-1]) + 1
+    region = slice(low, high), slice(first, last)
+    in_order = all((np.diff(n) == 1).all() for n in (images, steps, places))
+    if in_order:
+        target = NDBuffer.from_numpy_array(out[places[0] : places[-1] + 1])
+        array.get_basic_selection(region, out=target)
+    else:
+        block = np.asarray(array[region])
+        out[places] = block[(images - low)[:, None], steps - first]
 
 
 def _indices(which: Any, length: int, noun: str) -> np.ndarray:

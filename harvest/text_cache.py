@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
-from harvest.location import Location
+from harvest.location import Location, first_line
 from harvest.models import LoadedModel
 
 _NAMES = ("prompt_embeds", "pooled_prompt_embeds")
@@ -42,6 +42,9 @@ class TextCache:
             model: A model with its text encoders.
             prompts: Shard -> its prompts.
             config: From `harvest.plan.make_plan`.
+
+        Raises:
+            OSError: If they cannot be written, for instance because the disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [shard for shard in prompts if not self._valid(shard)]
@@ -53,8 +56,15 @@ class TextCache:
             ]
             whole = {name: torch.cat([part[name].cpu() for part in parts]) for name in _NAMES}
             draft = self._file(shard).with_suffix(".partial")
-            save_file(whole, draft, {"fingerprint": self._fingerprint})
-            os.replace(draft, self._file(shard))
+            try:
+                save_file(whole, draft, {"fingerprint": self._fingerprint})
+                os.replace(draft, self._file(shard))
+            except (OSError, SafetensorError) as error:
+                draft.unlink(missing_ok=True)
+                raise OSError(
+                    f"encoded prompts could not be written to {self.folder}: {first_line(error)}; "
+                    "make room, and run the same command again: what was finished is kept"
+                ) from error
 
     def read(self, shard: int) -> dict[str, torch.Tensor]:
         """The encoded prompts of a shard, as `LoadedModel.encode` gives them, on the CPU."""

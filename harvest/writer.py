@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.sync import sync
 
 from harvest.location import Location, first_line
 from harvest.schema import (
@@ -24,7 +26,11 @@ from harvest.schema import (
     stamp,
     to_bits,
 )
+from harvest.shards import is_plain, write_shard
 from harvest.statistics import NORM_EDGES, STATISTICS, summarize
+
+_SHORT = 120
+"""Characters of a value that are shown in an error."""
 
 
 def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
@@ -50,7 +56,10 @@ def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
             _create_remote(place, spec)
         else:
             _create_local(place.path, spec)
-    except OSError as error:
+    except place.errors as error:
+        _settle()
+        if place.path is not None:
+            shutil.rmtree(_draft(place.path), ignore_errors=True)
         raise OSError(f"the store {place} cannot be made: {first_line(error)}") from error
     return StoreWriter(place, spec)
 
@@ -60,11 +69,18 @@ def _create_local(path: Path, spec: StoreSpec) -> None:
         return _refuse_other(path, spec)
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected --out to be a folder for the store, got the file {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.new"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OSError(f"{error.filename} is, or lies in, a file and not a folder") from error
+    draft = _draft(path)
     shutil.rmtree(draft, ignore_errors=True)
     _make(draft, spec)
     os.replace(draft, path)
+
+
+def _draft(path: Path) -> Path:
+    return path.parent / f".{path.name}.new"
 
 
 def _create_remote(place: Location, spec: StoreSpec) -> None:
@@ -89,8 +105,18 @@ class StoreWriter:
         self.fingerprint = str(self._group.attrs["fingerprint"])
 
     def pending(self) -> list[int]:
-        """Numbers of the shards that are not done."""
-        done = np.asarray(self._array("images/done")[:], bool)
+        """Numbers of the shards that are not done.
+
+        Raises:
+            ValueError: If the flags that say so cannot be read.
+        """
+        try:
+            done = np.asarray(self._array("images/done")[:], bool)
+        except (ValueError, RuntimeError, *self.place.errors) as error:
+            raise ValueError(
+                f"images/done of {self.place} cannot be read ({first_line(error)}); if it is "
+                f"damaged, see `jaxdict inspect {self.place} --verify`"
+            ) from error
         return [n for n in range(self.spec.shards) if not done[self.images_of(n)].all()]
 
     def images_of(self, shard: int) -> slice:
@@ -136,7 +162,7 @@ class StoreWriter:
             self._refuse(bits, where.start)
         try:
             for site in spec.sites:
-                self._array(f"sites/{site}")[where] = bits[site]
+                self._put(f"sites/{site}", shard, bits[site])
                 self._array(f"statistics/{site}")[shard], self._array(f"norms/{site}")[shard] = (
                     sums[site]
                 )
@@ -144,13 +170,14 @@ class StoreWriter:
                 self._array("images/picture")[where] = pictures
             self._array("shards/stamp")[shard] = np.uint64(stamp(self.fingerprint))
             self._array("images/done")[where] = np.uint8(1)
-        except OSError as error:
+        except self.place.errors as error:
+            _settle()
             free = self.place.free()
             left = "" if free is None else f", {free / 2**20:,.0f} MiB are left on the disk"
             raise OSError(
                 f"images {where.start} to {where.stop - 1} could not be written to {self.place}: "
-                f"{first_line(error)}{left}; make room or see to the folder's rights, and run the "
-                "same command again: what was finished is kept"
+                f"{first_line(error)}{left}; make room, or see that the place can be reached and "
+                "written, and run the same command again: what was finished is kept"
             ) from error
 
     def sweep(self) -> None:
@@ -158,6 +185,13 @@ class StoreWriter:
         if self.place.path is not None and not self.pending():
             for leftover in self.place.path.rglob("*.partial"):
                 leftover.unlink(missing_ok=True)
+
+    def _put(self, name: str, shard: int, values: np.ndarray) -> None:
+        array = self._array(name)
+        if self.place.path is not None and is_plain(array):
+            write_shard(array, self.place.path / name, shard, values)
+        else:
+            array[self.images_of(shard)] = values
 
     def _array(self, name: str) -> Any:
         # Zeros are written too: a missing file is then always a loss.
@@ -178,6 +212,17 @@ class StoreWriter:
         )
 
 
+def _settle() -> None:
+    """Wait for zarr's other requests: of many at a time, the first that fails leaves the rest running."""
+
+    async def others() -> None:
+        own = asyncio.current_task()
+        while running := [task for task in asyncio.all_tasks() if task is not own]:
+            await asyncio.wait(running)
+
+    sync(others())
+
+
 def _expect_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
@@ -187,11 +232,19 @@ def _refuse_other(path: Path | Location, spec: StoreSpec) -> None:
     """Raise unless the store at `path` is the one that `spec` describes."""
     from harvest.store import open_store
 
+    place = Location(path) if isinstance(path, Path) else path
+    if place.path is not None and not (place.path / "zarr.json").is_file():
+        raise ValueError(
+            f"expected --out to be a new folder, an empty one or a store, but {path} holds other files"
+        )
     store = open_store(str(path))
     content = spec.content()
     if store.fingerprint == fingerprint(content):
         return
     found = first_difference(store.content(), content)
+    sites = list(store.sites), list(spec.sites)
+    if sites[0] != sites[1] and max(map(len, map(json.dumps, sites))) <= _SHORT:
+        found = ("sites", *sites)
     name, old, new = found or ("fingerprint", store.fingerprint, fingerprint(content))
     raise ValueError(
         f"{path} holds a store with {name} = {_short(old)}, but {_short(new)} was asked for; "
@@ -201,7 +254,7 @@ def _refuse_other(path: Path | Location, spec: StoreSpec) -> None:
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return text if len(text) <= _SHORT else text[: _SHORT - 3] + "..."
 
 
 def _make(place: Any, spec: StoreSpec, *, draft: bool = False) -> None:

@@ -58,7 +58,7 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
     with replaced(config.out, marker=FACTS_FILE, names=FILES) as folder:
         gatherer = Gatherer(coder.m, len(steps), tokens)
         with tempfile.TemporaryFile(dir=folder) as file:
-            fit = Fit(coder.d)
+            fit = Fit(coder.d_out)
             batches = encode(config, coder, selection, fit)
             sizes = [spill(file, gatherer, *batch) for batch in batches]
             file.seek(0)

@@ -94,6 +94,7 @@ def encode(
     store, site, images, steps, tokens = selection
     size = max(1, config.batch // (len(steps) * tokens))
     chosen = steps if config.steps else None
+    rebuilt = _rebuilt_site(coder, selection)
     with tqdm(total=len(images), desc="encode", unit="image") as bar:
         for low in range(0, len(images), size):
             batch = images[low : low + size]
@@ -101,7 +102,11 @@ def encode(
             x = x.reshape(-1, coder.d).to(coder.device)
             with torch.inference_mode():
                 codes = coder.encode(x)
-                fit.add(coder, x, codes)
+                if rebuilt == site:
+                    fit.add(coder, x, codes)
+                elif rebuilt is not None:
+                    y = torch.from_numpy(store.read(rebuilt, images=batch, steps=chosen))
+                    fit.add(coder, y.reshape(-1, coder.d_out).to(coder.device), codes)
             shape = (len(batch), len(steps), tokens, -1)
             yield (
                 codes.indices.cpu().numpy().astype(np.int32).reshape(shape),
@@ -110,21 +115,30 @@ def encode(
             bar.update(len(batch))
 
 
+def _rebuilt_site(coder: Coder, selection: Selection) -> str | None:
+    """The site whose rows the codes rebuild; None for a transcoder's target that the store has not got."""
+    if not coder.dictionary.transcoder:
+        return selection.site
+    store, target = selection.store, coder.dictionary.card["target"]
+    fits = target in store.sites and store.shape(target)[2:] == (selection.tokens, coder.d_out)
+    return target if fits else None
+
+
 class Fit:
-    """How well the dictionary rebuilds the rows read: FVU in raw space, from sums in float64.
+    """How well the dictionary rebuilds its rows, a transcoder its target's: raw FVU, from sums in float64.
 
     FVU = sum ||x - x_hat||^2 / sum ||x - mean||^2
     """
 
     def __init__(self, d: int) -> None:
-        """Start with no rows of width d."""
+        """Start with no rows of width d, the width that is rebuilt."""
         self.count = 0
         self.first = torch.zeros(d, dtype=torch.float64)
         self.second = torch.zeros(d, dtype=torch.float64)
         self.error = 0.0
 
     def add(self, coder: Coder, x: torch.Tensor, codes: Codes) -> None:
-        """Take rows x [n, d] and their codes."""
+        """Take rows x [n, d_out], those to rebuild, and the codes that rebuild them."""
         for rows, indices, values in zip(
             x.split(4096), codes.indices.split(4096), codes.values.split(4096), strict=True
         ):
@@ -137,7 +151,7 @@ class Fit:
 
     @property
     def fvu(self) -> float | None:
-        """None when the rows do not vary."""
+        """None when there were no rows, or they do not vary."""
         spread = float((self.second - self.first.square() / max(self.count, 1)).sum())
         return self.error / spread if spread > 1e-12 * float(self.second.sum()) else None
 

@@ -1,7 +1,8 @@
-"""Orbax checkpoints of a run: the whole train state, atomic, the newest few kept."""
+"""Orbax checkpoints of a run: the whole train state, atomic, the newest few and the best kept."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,11 @@ FOLDER = "checkpoints"
 VERSION = 1
 
 
+def _not_about_scores(record: logging.LogRecord) -> bool:
+    """Orbax warns of each checkpoint without a score; most have none, since not every save is measured."""
+    return "did not provide metrics" not in record.getMessage()
+
+
 class Checkpoints:
     """Saves and restores one run's state; Orbax writes in the background and renames when done."""
 
@@ -21,13 +27,26 @@ class Checkpoints:
 
         Args:
             run: the run's folder.
-            keep: newest checkpoints that stay.
+            keep: newest checkpoints that stay, beside the one with the lowest score.
         """
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self.folder = (run / FOLDER).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        managers = ocp.checkpoint_managers
+        newest = managers.LatestN(n=keep)
+        # The best by score is the last in ascending order of its negative; those without a score come first.
+        best = managers.BestN(
+            get_metric_fn=lambda numbers: -numbers["score"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = managers.AnyPreservationPolicy([newest, best])
+        # Without best_fn Orbax writes no score to the disk, and another process would know of none.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, best_fn=lambda numbers: -numbers["score"], create=True
+        )
+        logging.getLogger("absl").addFilter(_not_about_scores)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Checkpoints:
@@ -52,7 +71,19 @@ class Checkpoints:
         """Where a checkpoint lies, for messages."""
         return "none yet" if step is None else str(self.folder / str(step))
 
-    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+    @property
+    def best(self) -> int | None:
+        """Optimizer step of the whole checkpoint with the lowest score, None when none has one."""
+        scored = {
+            step: numbers["score"]
+            for step in self._manager.all_steps()
+            if (numbers := self._manager.metrics(step))
+        }
+        return min(scored, key=lambda step: (scored[step], -step)) if scored else None
+
+    def save(
+        self, step: int, state: Any, facts: dict[str, Any], *, score: float | None = None
+    ) -> None:
         """Write a checkpoint in the background.
 
         Args:
@@ -60,6 +91,7 @@ class Checkpoints:
             state: pytree of arrays. It is copied first, because the next step donates its buffers
                 and on a CPU Orbax would otherwise write from memory that is being reused.
             facts: JSON-able.
+            score: held-out FVU of these weights, where it was measured.
         """
         copied = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
         args = self._ocp.args
@@ -69,6 +101,7 @@ class Checkpoints:
                 state=args.StandardSave(copied),
                 facts=args.JsonSave({"version": VERSION, **facts}),
             ),
+            metrics=None if score is None else {"score": score},
             force=True,
         )
 

@@ -36,7 +36,7 @@ VERBS: dict[str, Verb] = {
         "what a store, a run or a dictionary holds",
     ),
     "train sae": Verb(
-        "jaxdict.config:TrainSAEConfig",
+        "jaxdict.config_sae:TrainSAEConfig",
         "jaxdict.train:train_sae",
         "store -> sparse autoencoder",
     ),
@@ -177,10 +177,33 @@ def _parse(name: str, verb: Verb, flags: list[str]) -> Any:
     unchecked = dataclasses.make_dataclass(
         config.__name__, [], bases=(config,), frozen=True, namespace={"__post_init__": _no_check}
     )
-    parsed: Any = tyro.cli(unchecked, prog=f"jaxdict {name}", description=text, args=flags)
+    default = _preset(config, unchecked, flags)
+    parsed: Any = tyro.cli(
+        unchecked, prog=f"jaxdict {name}", description=text, args=flags, default=default
+    )
     return config(
         **{field.name: getattr(parsed, field.name) for field in dataclasses.fields(config)}
     )
+
+
+def _preset(config: Any, unchecked: Any, flags: list[str]) -> Any:
+    """The defaults that --preset asks for, so that flags and --help go from there; None without it."""
+    import tyro
+
+    presets = getattr(importlib.import_module(config.__module__), "PRESETS", {})
+    words = [word.partition("=") for word in flags]
+    named = [value for word, _, value in words if word == "--preset" and value]
+    named += [
+        flags[i + 1]
+        for i, (word, equals, _) in enumerate(words[:-1])
+        if word == "--preset" and not equals
+    ]
+    chosen = presets.get(named[-1]) if named else None
+    if not chosen:
+        return None
+    fields = dataclasses.fields(config)
+    missing = {f.name: tyro.MISSING for f in fields if f.default is dataclasses.MISSING}
+    return unchecked(**{**missing, **chosen, "preset": named[-1]})
 
 
 def _no_check(self: Any) -> None:

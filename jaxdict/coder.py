@@ -1,10 +1,14 @@
 """Encode and decode raw rows with an exported dictionary of any kind, in JAX.
 
-    topk   e = TopK_k(ReLU(x @ encoder.T + encoder_bias));      x_hat = sum_j e_j atoms_j + bias
-    itda   z = (x - mean) * transform;  e = gradient pursuit of z, k steps, non-negative;
-           x_hat = (sum_j e_j atoms_j) * inverse + mean
+    itda            z = (x - mean) * transform;  e = gradient pursuit of z, k steps, non-negative;
+                    x_hat = (sum_j e_j atoms_j) * inverse + mean
+    any other kind  pre = x @ encoder.T + encoder_bias;
+                    e = TopK_k(where(pre > threshold, ReLU(pre), 0));
+                    x_hat = sum_j e_j atoms_j + bias
 
-This is what the exported file means: the torch coder computes the same numbers.
+A kind without a threshold has 0 there. A transcoder reads rows x [n, d] of one site and rebuilds
+the rows [n, d_out] of another. This is what the exported file means: the torch coder computes the
+same numbers.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxdict import codes as sparse
-from jaxdict.codes import Codes, sort_slots
-from jaxdict.export import Dictionary
+from jaxdict.codes import Codes
+from jaxdict.dictionary import ENCODER_KINDS, Dictionary
 from jaxdict.pursuit import PreparedAtoms, choose_method, gradient_pursuit, prepare_atoms
 from jaxdict.pursuit.atoms import PRECISION
 from jaxdict.sae import top_k
@@ -33,6 +37,7 @@ class OnDevice(NamedTuple):
     bias: Array | None
     encoder: Array | None
     encoder_bias: Array | None
+    threshold: Array | None
     mean: Array | None
     transform: Array | None
     inverse: Array | None
@@ -48,7 +53,7 @@ def encode(dictionary: Dictionary, x: ArrayLike, *, memory_mb: int = 512) -> Cod
 
     Args:
         dictionary: any kind.
-        x: [n, d] raw rows; computed in float32.
+        x: [n, d] raw rows, of a transcoder's input site; computed in float32.
         memory_mb: rows go in chunks so that what is dense in m takes about this much memory, in MB.
 
     Returns:
@@ -59,24 +64,24 @@ def encode(dictionary: Dictionary, x: ArrayLike, *, memory_mb: int = 512) -> Cod
     """
     rows = _rows(dictionary, x)
     arrays = _on_device(dictionary)
-    if dictionary.kind == "topk":
+    if dictionary.kind in ENCODER_KINDS:
         most = max(1, (memory_mb << 20) // (8 * dictionary.m))
         chunks = max(1, -(-len(rows) // most))
-        return _encode_topk(arrays, rows, k=int(dictionary.k), chunk=-(-len(rows) // chunks))
+        return _encode_linear(arrays, rows, k=int(dictionary.k), chunk=-(-len(rows) // chunks))
     z = _own_space(arrays, rows)
     atoms = _prepared_atoms(dictionary)
     return gradient_pursuit(z, atoms, int(dictionary.k), memory_mb=memory_mb).codes
 
 
-def decode(dictionary: Dictionary, codes: Any) -> Float[Array, "n d"]:
-    """Rebuild raw rows from codes.
+def decode(dictionary: Dictionary, codes: Any) -> Float[Array, "n d_out"]:
+    """Rebuild raw rows from codes: of the site that was read, or of a transcoder's target.
 
     Args:
         dictionary: the one that made the codes.
         codes: indices int [n, k], each below m, and values float [n, k]; edited ones are fine.
 
     Returns:
-        x_hat float32 [n, d].
+        x_hat float32 [n, d_out].
 
     Raises:
         ValueError: indices and values that are not of one shape [n, k].
@@ -131,14 +136,16 @@ def _own_space(arrays: OnDevice, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
 
 
 @partial(jax.jit, static_argnames=("k", "chunk"))
-def _encode_topk(arrays: OnDevice, x: Float[Array, "n d"], *, k: int, chunk: int) -> Codes:
-    encoder, bias = arrays.encoder, arrays.encoder_bias
+def _encode_linear(arrays: OnDevice, x: Float[Array, "n d"], *, k: int, chunk: int) -> Codes:
+    encoder, bias, threshold = arrays.encoder, arrays.encoder_bias, arrays.threshold
     assert encoder is not None and bias is not None
 
     def one(rows: Array) -> Codes:
         pre = jnp.dot(rows, encoder.T, precision=PRECISION) + bias
-        values, indices = top_k(jax.nn.relu(pre), k)
-        return sort_slots(indices, values)
+        # A threshold is never below 0: what exceeds it is its own ReLU.
+        active = jax.nn.relu(pre) if threshold is None else jnp.where(pre > threshold, pre, 0.0)
+        values, indices = top_k(active, k)
+        return Codes(jnp.where(values > 0, indices, 0), values)
 
     n, d = x.shape
     if chunk >= n:
@@ -149,7 +156,7 @@ def _encode_topk(arrays: OnDevice, x: Float[Array, "n d"], *, k: int, chunk: int
 
 
 @jax.jit
-def _decode(arrays: OnDevice, codes: Codes) -> Float[Array, "n d"]:
+def _decode(arrays: OnDevice, codes: Codes) -> Float[Array, "n d_out"]:
     own = sparse.decode(codes, arrays.atoms, arrays.bias)
     if arrays.inverse is not None:
         flat = arrays.inverse.ndim == 1

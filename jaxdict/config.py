@@ -11,131 +11,17 @@ from typing import ClassVar, Literal
 
 import tyro.conf
 
+from jaxdict.config_sae import NORMALIZATIONS
 from jaxdict.flags import at_least, captured_steps, expect, one_of
-
-NORMALIZATIONS = ("none", "rms", "standardize", "whiten")
-KINDS = ("topk",)
-
-
-@dataclass(frozen=True)
-class TrainSAEConfig:
-    """Train a sparse autoencoder on one site of an activation store."""
-
-    EXAMPLE: ClassVar[str] = (
-        "jaxdict train sae --store runs/store --site double.2.img --atoms 1024 --k 16 "
-        "--rows 3000000 --out runs/sae"
-    )
-
-    store: Path
-    """Activation store to train on (a folder written by `jaxdict harvest`)."""
-    site: str
-    """Site in the store whose rows are learned, e.g. double.2.img."""
-    out: Path
-    """Folder of the run: config, metrics, checkpoints, loss plot."""
-    kind: Literal["topk"] = "topk"
-    """Kind of autoencoder: topk keeps the k largest activations of each row."""
-    atoms: int = 0
-    """Dictionary size m, in atoms; 0 means 8 times the width of the site."""
-    k: int = 32
-    """Active atoms per row."""
-    rows: int = 10_000_000
-    """Training rows seen in all, over as many epochs as it takes (rounded up to whole batches)."""
-    batch: int = 1024
-    """Rows in one optimizer step."""
-    seed: int = 0
-    """Seed of the initial weights and of the order of the rows."""
-    steps: tuple[int, ...] = ()
-    """Denoising steps to train on (indices into the store's captured steps); empty means all."""
-    normalize: Literal["none", "rms", "standardize", "whiten"] = "standardize"
-    """Fixed map before the autoencoder: none, rms (one scale), standardize (per dimension) or
-    whiten (PCA)."""
-    fit_rows: int = 1_000_000
-    """Training rows (whole images, evenly spread) that fit the normalization; 0 means all."""
-    eigenvalue_floor: float = 1e-6
-    """Variances (whitening: eigenvalues) below this share of their mean count as that share."""
-    lr: float = 0.0
-    """Peak learning rate of Adam; 0 means 2e-3 * sqrt(1024 / m), the usual 1/sqrt(m) rule."""
-    b1: float = 0.9
-    """Decay of Adam's first moment, in [0, 1)."""
-    b2: float = 0.999
-    """Decay of Adam's second moment, in [0, 1)."""
-    eps: float = 1e-8
-    """Adam's epsilon, added to the root of the second moment."""
-    clip: float = 1.0
-    """Largest global norm of the gradient, of the loss as a share of the variance; 0 means any."""
-    warmup: int = 100
-    """Optimizer steps of linear warm-up from 0 to the peak learning rate."""
-    decay: float = 0.2
-    """Share of the run, at its end, over which the learning rate falls linearly to 0."""
-    ema: float = 0.0
-    """Decay of a moving average of the weights, exported in their place; 0 means none."""
-    aux: float = 1 / 32
-    """Weight of the AuxK loss, which lets dead features rebuild the residual; 0 means none."""
-    aux_k: int = 0
-    """Dead features a row may use in the AuxK loss; 0 means 2 k, or half the
-    width of the site where that is less."""
-    dead_rows: int = 200_000
-    """Rows without firing after which a feature counts as dead."""
-    pool: int = 262_144
-    """Rows shuffled together at a time; they come from images drawn at random."""
-    memory: float = 4.0
-    """Training rows that take at most this many GiB in bfloat16 are kept in memory; else they are
-    read in blocks. Changes nothing about the order."""
-    eval_rows: int = 32_768
-    """Held-out rows (whole images of the validation split) measured while training."""
-    eval_every: int = 1000
-    """Optimizer steps between two held-out measurements."""
-    log_every: int = 50
-    """Optimizer steps between two lines of metrics.jsonl."""
-    save_every: int = 1000
-    """Optimizer steps between two checkpoints."""
-    keep: int = 2
-    """Newest checkpoints that are kept."""
-    resume: bool = False
-    """Go on from the newest checkpoint in --out; other settings or another store are refused."""
-
-    def __post_init__(self) -> None:
-        """Check every field that can be checked without the store."""
-        one_of(self, "kind", KINDS)
-        one_of(self, "normalize", NORMALIZATIONS)
-        expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
-        counts = ("k", "batch", "dead_rows", "pool", "eval_rows", "keep")
-        at_least(self, 1, counts, "a whole number of at least 1")
-        at_least(self, 1, ("eval_every", "log_every", "save_every"), "at least 1 optimizer step")
-        amounts = ("atoms", "seed", "fit_rows", "lr", "clip", "warmup", "aux", "aux_k", "memory")
-        at_least(self, 0, amounts, "a number of at least 0")
-        for name in ("b1", "b2", "ema"):
-            value = getattr(self, name)
-            expect(0 <= value < 1, name, "a decay in [0, 1)", value, "lower it")
-        expect(self.eps > 0, "eps", "a number above 0", self.eps, "use 1e-8")
-        expect(0 <= self.decay <= 1, "decay", "a share in [0, 1]", self.decay, "use 0.2")
-        expect(
-            0 < self.eigenvalue_floor < 1,
-            "eigenvalue_floor",
-            "a share in (0, 1)",
-            self.eigenvalue_floor,
-            "use 1e-6",
-        )
-        expect(
-            self.rows >= self.batch,
-            "rows",
-            f"at least one batch ({self.batch})",
-            self.rows,
-            "raise --rows or lower --batch",
-        )
-        expect(
-            not self.atoms or self.k <= self.atoms,
-            "k",
-            f"at most the number of atoms ({self.atoms})",
-            self.k,
-            "lower --k or raise --atoms",
-        )
-        captured_steps(self)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Measure an exported dictionary on held-out rows of a store, beside simple baselines."""
+    """Measure an exported dictionary on held-out rows of a store, and baselines on the same rows.
+
+    The plots lie beside the JSON: eval.json gives eval.png, for both streams also eval-img.png and
+    eval-txt.png, and for several sites of a stream eval-sites.png.
+    """
 
     EXAMPLE: ClassVar[str] = "jaxdict eval runs/sae/dictionary --store runs/store --out eval.json"
 
@@ -145,29 +31,43 @@ class EvalConfig:
     """Activation store to measure on."""
     out: Path
     """JSON file to write."""
-    site: str = ""
-    """Site in the store; empty means the site of the dictionary's card."""
+    site: tuple[str, ...] = ()
+    """Sites of the store, names or globs such as 'double.*.img', all of the dictionary's width;
+    empty means the site of the dictionary's card."""
     split: Literal["validation", "train", "all"] = "validation"
     """Images to measure on."""
+    encoder: Literal["own", "pursuit"] = "own"
+    """own measures the dictionary with its own encoder; pursuit also, side by side, with gradient
+    pursuit on its atoms in place of the encoder (inference-time optimization)."""
     rows: int = 65_536
-    """Rows to measure on at most (whole images); 0 means all of the split."""
+    """Rows to measure on at each site, at most (whole images); 0 means all of the split."""
     fit_rows: int = 200_000
-    """Training rows (whole images, evenly spread) that fit the PCA baseline."""
+    """Training rows (whole images, evenly spread) that fit the baselines at each site."""
+    random: bool = True
+    """Also measure a random dictionary of the same size, by gradient pursuit. It takes longest."""
+    seed: int = 0
+    """Seed of the random dictionary's atoms."""
+    plots: bool = True
+    """Also draw plots beside the JSON (needs matplotlib)."""
     batch: int = 4096
     """Rows encoded at a time."""
+    memory_mb: int = 512
+    """Memory, in MB, that what is dense in the atoms may take while encoding a batch."""
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
+        """Check every field that can be checked without the store."""
+        expect(
+            self.out.suffix != ".png", "out", "a JSON file", str(self.out), "plots lie beside it"
+        )
+        named = isinstance(self.site, tuple) and all(self.site)
+        expect(named, "site", "names or globs of sites", self.site, "leave out none")
+        one_of(self, "split", ("validation", "train", "all"))
+        one_of(self, "encoder", ("own", "pursuit"))
         expect(self.rows >= 0, "rows", "a number of at least 0", self.rows, "use 0 for all rows")
         at_least(self, 2, ["fit_rows"], "at least 2")
+        at_least(self, 0, ["seed"], "a number of at least 0")
         at_least(self, 1, ["batch"], "at least 1 row")
-        expect(
-            self.split in ("validation", "train", "all"),
-            "split",
-            "validation, train or all",
-            self.split,
-            "pick one of them",
-        )
+        at_least(self, 1, ["memory_mb"], "at least 1 MB")
 
 
 @dataclass(frozen=True)
@@ -184,12 +84,15 @@ class ExportConfig:
     """File format: jaxdict is safetensors beside a JSON card."""
     store: Path | None = None
     """Activation store, when it is no longer where the run's config says."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Weights of an autoencoder to export: the newest, or the best ones kept by held-out FVU."""
     rows: int = 65_536
     """Rows of the store that measure the folding error and each feature's typical activation."""
 
     def __post_init__(self) -> None:
         """Check the sizes and the format."""
         expect(self.format == "jaxdict", "format", "jaxdict", self.format, "use --format jaxdict")
+        one_of(self, "checkpoint", ("newest", "best"))
         at_least(self, 1, ["rows"], "at least 1 row")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,16 +209,23 @@ class Loader:
             if pool == self.pools:
                 epoch, pool = epoch + 1, 0
 
-    def batches(self, start: int = 0) -> Iterator[np.ndarray]:
+    def batches(
+        self, start: int = 0, *, own: tuple[int, int] | None = None
+    ) -> Generator[np.ndarray, None, None]:
         """Endless batches from number `start` on: uint16 bits [batch, d].
 
         The next pool is read while this one is used.
+
+        Args:
+            start: number of the first batch.
+            own: first and last + 1 of the rows of each batch to give; None for all.
         """
+        low, high = own or (0, self.batch)
         plan = self._pools_from(start * self.batch)
         with ThreadPoolExecutor(1, thread_name_prefix="pool") as executor:
             epoch, pool, skip = next(plan)
             ahead = executor.submit(self._load, epoch, pool)
-            out = np.empty((self.batch, self.source.d), np.uint16)
+            out = np.empty((high - low, self.source.d), np.uint16)
             filled = 0
             while True:
                 table, rows = ahead.result()
@@ -228,7 +235,10 @@ class Loader:
                 at = 0
                 while at < len(rows):
                     take = min(self.batch - filled, len(rows) - at)
-                    out[filled : filled + take] = table[rows[at : at + take]]
+                    first, last = max(low, filled), min(high, filled + take)
+                    if first < last:
+                        wanted = rows[at + first - filled : at + last - filled]
+                        np.take(table, wanted, axis=0, out=out[first - low : last - low])
                     filled, at = filled + take, at + take
                     if filled == self.batch:
                         yield out

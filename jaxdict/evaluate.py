@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,21 +13,33 @@ import numpy as np
 from jaxtyping import Array
 
 from harvest.store import open_store
-from jaxdict import coder, metrics, normalize, runs
+from jaxdict import baselines, coder, eval_plots, metrics, runs
+from jaxdict.codes import Codes
 from jaxdict.config import EvalConfig
-from jaxdict.data import Source, floats, image_rows, source_of, stream_of, watched
+from jaxdict.data import Source, floats, stream_of, watched
+from jaxdict.distributions import row_sums
+from jaxdict.eval_rows import Rows, check_width, choose_rows
 from jaxdict.export import Dictionary, load_dictionary
+from jaxdict.pursuit import choose_method, gradient_pursuit, prepare_atoms
+from jaxdict.quality import Quality, quality
+from jaxdict.tables import number, percent, print_table
+
+__all__ = ["check_width", "evaluate", "measure_dictionary", "pursuit_encoder"]
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Measure an exported dictionary and write JSON.
+    """Measure an exported dictionary; write JSON and plots.
 
     Args:
         config: settings.
 
     Returns:
-        What was written: `metrics` (rows, fvu, ve, fvu_standardized, l0, dead_share, fvu_per_step)
-        and `baselines` (the same fvu and ve for the training mean and for PCA with k components).
+        What was written. `metrics` (see `jaxdict.quality.Quality.numbers`), `pursuit` (the same
+        with --encoder pursuit) and `baselines` (mean, pca and random, see `Quality.brief`) are over
+        the rows of all sites; `per_stream` and `per_site` hold the same three by stream and site.
+        `active` says how many atoms a row pursuit and the baselines may use, `pursuit_space` where
+        pursuit made the error small. A transcoder has no random dictionary beside it; an itda
+        dictionary's own encoder is pursuit, so that `pursuit` repeats its `metrics`.
 
     Raises:
         ValueError: dictionary and store do not fit each other.
@@ -33,12 +47,28 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     dictionary = load_dictionary(config.dictionary)
     store = open_store(config.store)
-    site = config.site or str(dictionary.card.get("site", ""))
-    source = source_of(store, site, split=config.split).spread(config.rows)
-    check_width(dictionary, source)
-    train = source_of(store, site, split="train").spread(config.fit_rows)
+    rows = choose_rows(dictionary, store, config)
+    options: dict[str, Any] = {"batch": config.batch, "memory_mb": config.memory_mb}
+    own = {
+        site: measure_dictionary(
+            dictionary, one.source, target=one.target, name=f"{site}, own encoder", **options
+        )
+        for site, one in rows.items()
+    }
+    active = _active(dictionary, quality(list(own.values())))
+    found = {
+        site: {"own": own[site], **_rivals(dictionary, one, active, config)}
+        for site, one in rows.items()
+    }
 
-    measured = measure_dictionary(dictionary, source, batch=config.batch)
+    streams: dict[str, list[str]] = {}
+    for site in rows:
+        streams.setdefault(stream_of(site), []).append(site)
+    whole = _together(found, list(rows))
+    by_stream = {stream: _together(found, sites) for stream, sites in streams.items()}
+    by_site = {site: _together(found, [site]) for site in rows}
+    target = next(iter(rows.values())).target
+    numbers = partial(_numbers, active=active, config=config)
     result = {
         "dictionary": str(config.dictionary),
         "kind": dictionary.kind,
@@ -48,37 +78,55 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "store": str(config.store),
         "store_fingerprint": store.fingerprint,
         "same_store": store.fingerprint == dictionary.card.get("store_fingerprint"),
-        "site": site,
-        "stream": stream_of(site),
+        "site": ", ".join(rows),
+        "stream": ", ".join(streams),
+        "target": None if target is None else target.site,
         "split": config.split,
-        "metrics": measured.summary(),
-        "baselines": baselines(source, train, int(dictionary.k), batch=config.batch),
+        "steps": [
+            {"step": i, "number": int(store.step_numbers[i]), "sigma": float(store.sigmas[i])}
+            for i in range(store.steps)
+        ],
+        "encoder": config.encoder,
+        "pursuit_space": _pursuit_space(dictionary) if config.encoder == "pursuit" else None,
+        "active": active,
+        **numbers(whole),
+        "per_stream": {
+            stream: {"sites": streams[stream], **numbers(one)} for stream, one in by_stream.items()
+        },
+        "per_site": {
+            site: {"stream": stream_of(site), **numbers(one)} for site, one in by_site.items()
+        },
         "config": runs.plain(config),
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)
+    labels = _labels(dictionary, whole, active)
+    title = _title(config, result)
+    _show(labels, whole, by_site, title)
+    if result["pursuit_space"] == "own":
+        print("gradient pursuit is an itda dictionary's own encoder: both are the same")
+    groups = {"": whole, **(by_stream if len(streams) > 1 else {})}
+    plots: list[Path] | None = []
+    if config.plots:
+        plots = eval_plots.draw(config.out, title, labels, groups, by_site, result["steps"])
+    result["plots"] = [str(path) for path in plots or ()]
     runs.write_json(config.out, result)
-    numbers, simple = result["metrics"], result["baselines"]
-    pca = simple["pca"]
-    print(
-        f"{config.split} ({numbers['rows']:,} rows): FVU {numbers['fvu']:.4f} raw, VE "
-        f"{numbers['ve']:.4f}, L0 {numbers['l0']:.2f}, dead {numbers['dead_share']:.1%}; "
-        f"PCA-{pca['components']} {pca['fvu']:.4f}, mean {simple['mean']['fvu']:.4f}"
-    )
     print(f"evaluation: {config.out}")
+    if plots is None:
+        print("no plots: matplotlib is not installed (pip install 'jaxdict[interp]')")
+    elif plots:
+        print("plots: " + ", ".join(result["plots"]))
     return result
 
 
-def check_width(dictionary: Dictionary, source: Source) -> None:
-    """ValueError when a dictionary does not fit a site's width."""
-    if dictionary.d != source.d:
-        raise ValueError(
-            f"expected rows of width {dictionary.d} as in the dictionary, got {source.d} at "
-            f"{source.site}; name the site it was trained on with --site"
-        )
-
-
 def measure_dictionary(
-    dictionary: Dictionary, source: Source, *, batch: int = 4096, name: str = "eval"
+    dictionary: Dictionary,
+    source: Source,
+    *,
+    batch: int = 4096,
+    name: str = "eval",
+    target: Source | None = None,
+    encode: Callable[[Array], Codes] | None = None,
+    memory_mb: int = 512,
 ) -> metrics.Measurement:
     """Encode and decode rows with the exported dictionary and measure.
 
@@ -87,27 +135,117 @@ def measure_dictionary(
         source: which rows.
         batch: rows at a time.
         name: of the progress bar.
+        target: of a transcoder, the rows to be predicted, of the same images, steps and tokens.
+        encode: raw rows float32 [n, d] to codes; the dictionary's own encoder by default.
+        memory_mb: what is dense in the atoms takes about this much memory, in MB.
 
     Returns:
         The measurement; only raw space, the dictionary knows no other.
     """
-    shift = _shift(source)
+    shift, d = _shift(target or source), source.d
+    encoder = encode or partial(coder.encode, dictionary, memory_mb=memory_mb)
 
     def report(bits: np.ndarray, weight: np.ndarray) -> metrics.BatchReport:
-        x = jnp.asarray(floats(bits))
-        codes = coder.encode(dictionary, x)
-        x_hat = coder.decode(dictionary, codes)
-        return _report(codes, x, x_hat, jnp.asarray(weight), shift, m=dictionary.m)
+        every = jnp.asarray(floats(bits))
+        x, y = every[:, :d], every[:, d:] if target else every
+        codes = encoder(x)
+        y_hat = coder.decode(dictionary, codes)
+        return _report(codes, y, y_hat, jnp.asarray(weight), shift, m=dictionary.m)
 
-    return metrics.measure(watched(source, name), source.steps, report, batch=batch)
+    blocks = watched(source, name)
+    if target is not None:
+        blocks = _side_by_side(blocks, target)
+    return metrics.measure(blocks, source.steps, report, batch=batch)
+
+
+def pursuit_encoder(
+    dictionary: Dictionary, k: int, *, std: np.ndarray | None = None, memory_mb: int = 512
+) -> Callable[[Array], Codes]:
+    """Gradient pursuit on a dictionary's atoms in its encoder's place: inference-time optimization.
+
+        e = argmin ||(x - bias - sum_j e_j atoms_j) / std||^2,  e >= 0, at most k of them, greedily
+
+    Args:
+        dictionary: any kind that rebuilds the rows it encodes; atoms may have any norm.
+        k: active atoms a row, at most.
+        std: float [d], what an error in each dimension is divided by; raw (all 1) by default.
+        memory_mb: memory of the solver's state, in MB.
+
+    Returns:
+        Raw rows float32 [n, d] to codes [n, k], for the dictionary's own decoder.
+
+    Source: the encoder of ITDA (arXiv 2505.17769), here on learned atoms; see also Smith 2024,
+        Replacing SAE Encoders with Inference-Time Optimisation.
+    """
+    nothing = Codes(jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1)))
+    bias = coder.decode(dictionary, nothing)[0]
+    m, d = dictionary.m, dictionary.d
+    scale = jnp.ones(d) if std is None else jnp.asarray(1 / std, jnp.float32)
+    gram = choose_method(1000 * m, d, m, k) == "gram"
+    atoms = prepare_atoms(jnp.asarray(dictionary.raw_atoms) * scale, gram=gram)
+    return lambda x: gradient_pursuit((x - bias) * scale, atoms, k, memory_mb=memory_mb).codes
+
+
+def _pursuit_space(dictionary: Dictionary) -> str:
+    """Where pursuit makes the error small: raw, standardized if the atoms were learned so, or own.
+
+    In raw space the widest dimensions alone would choose the atoms.
+    """
+    if dictionary.kind == "itda":
+        return "own"
+    normalization = dictionary.card.get("normalization") or {}
+    return "standardized" if normalization.get("kind") in ("standardize", "whiten") else "raw"
+
+
+def _rivals(
+    dictionary: Dictionary, rows: Rows, active: int, config: EvalConfig
+) -> dict[str, metrics.Measurement]:
+    """Pursuit if asked for, and the baselines, on the rows of one site."""
+    site = rows.source.site
+    options: dict[str, Any] = {"batch": config.batch, "memory_mb": config.memory_mb}
+    fitted = baselines.fit(rows.train)
+    found = {}
+    if config.encoder == "pursuit" and dictionary.kind != "itda":
+        std = None if _pursuit_space(dictionary) == "raw" else fitted.std
+        encode = pursuit_encoder(dictionary, active, std=std, memory_mb=config.memory_mb)
+        found["pursuit"] = measure_dictionary(
+            dictionary, rows.source, encode=encode, name=f"{site}, pursuit", **options
+        )
+    if config.random and rows.target is None:
+        drawn = baselines.random_dictionary(fitted, dictionary.m, active, seed=config.seed)
+        name = f"{site}, random dictionary"
+        found["random"] = measure_dictionary(drawn, rows.source, name=name, **options)
+    found["pca"] = baselines.measure_pca(fitted, rows.rebuilt, active, batch=config.batch)
+    found["mean"] = baselines.measure_pca(fitted, rows.rebuilt, 0, batch=config.batch)
+    return found
+
+
+def _active(dictionary: Dictionary, own: Quality) -> int:
+    """Atoms a row that pursuit and the baselines may use: as many as the dictionary's own encoder.
+
+    That is k where k is a sparsity; elsewhere k is the most that a row may ever have, and what
+    compares is the measured mean.
+    """
+    if dictionary.kind in ("topk", "itda"):
+        return int(dictionary.k)
+    return max(1, round(own.l0))
+
+
+def _side_by_side(
+    blocks: Iterator[tuple[np.ndarray, np.ndarray]], target: Source
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of rows with the target's rows behind them, [image, step, token, d + d_out]."""
+    for images, bits in blocks:
+        yield images, np.concatenate([bits, target.read(images)], axis=-1)
 
 
 @partial(jax.jit, static_argnames="m")
 def _report(
-    codes: Any, x: Array, x_hat: Array, weight: Array, shift: Array, *, m: int
+    codes: Codes, y: Array, y_hat: Array, weight: Array, shift: Array, *, m: int
 ) -> metrics.BatchReport:
-    sums = metrics.batch_sums(x, x_hat, weight, shift)
-    return metrics.BatchReport(sums, None, metrics.fired(codes, m, weight))
+    sums = metrics.batch_sums(y, y_hat, weight, shift)
+    counts = row_sums(codes, y, y_hat, weight)
+    return metrics.BatchReport(sums, None, metrics.fired(codes, m, weight), counts)
 
 
 def _shift(source: Source) -> Array:
@@ -116,41 +254,73 @@ def _shift(source: Source) -> Array:
     return jnp.asarray(first.mean(0, dtype=np.float64), jnp.float32)
 
 
-def baselines(source: Source, train: Source, k: int, *, batch: int) -> dict[str, Any]:
-    """What the training mean and PCA with k components reach on the same rows.
+def _together(
+    found: Mapping[str, Mapping[str, metrics.Measurement]], sites: Sequence[str]
+) -> dict[str, Quality]:
+    """Each way to rebuild rows, over the rows of some sites."""
+    return {name: quality([found[site][name] for site in sites]) for name in found[sites[0]]}
 
-    Args:
-        source: rows to measure on.
-        train: rows that fit mean and PCA, in float64.
-        k: components, as many as a row has active atoms.
-        batch: rows at a time.
 
-    Returns:
-        `mean` and `pca`, each with fvu and ve, raw.
-    """
+def _numbers(whole: Mapping[str, Quality], *, active: int, config: EvalConfig) -> dict[str, Any]:
+    """`metrics`, `pursuit` and `baselines` as JSON has them."""
+    numbers: dict[str, Any] = {"metrics": whole["own"].numbers()}
+    if config.encoder == "pursuit":
+        numbers["pursuit"] = whole.get("pursuit", whole["own"]).numbers()
+    simple = {name: whole[name].brief() for name in ("mean", "pca", "random") if name in whole}
+    simple["pca"]["components"] = _components(whole, active)
+    if "random" in simple:
+        one = whole["random"]
+        simple["random"] |= {"atoms": len(one.fired), "l0": one.l0, "seed": config.seed}
+    return {**numbers, "baselines": simple}
 
-    fitted = normalize.fit(lambda: image_rows(train.blocks()), "whiten", floor=1e-12)
-    components = min(k, source.d)
-    mean = jnp.asarray(fitted.mean, jnp.float32)
-    vectors = fitted.transform[:, :components]
-    vectors = jnp.asarray(vectors / np.linalg.norm(vectors, axis=0), jnp.float32)
-    results: dict[str, Any] = {}
 
-    def measure(project: Any) -> dict[str, float]:
-        @jax.jit
-        def report(x: Array, weight: Array) -> metrics.BatchReport:
-            sums = metrics.batch_sums(x, project(x), weight, mean)
-            return metrics.BatchReport(sums, None, jnp.zeros(1))
+def _components(whole: Mapping[str, Quality], active: int) -> int:
+    return min(active, len(whole["pca"].raw.error))
 
-        measured = metrics.measure(
-            source.blocks(),
-            source.steps,
-            lambda bits, weight: report(jnp.asarray(floats(bits)), jnp.asarray(weight)),
-            batch=batch,
-        )
-        return {"fvu": measured.raw.fvu, "ve": measured.raw.ve}
 
-    results["mean"] = measure(lambda x: jnp.broadcast_to(mean, x.shape))
-    results["pca"] = measure(lambda x: (x - mean) @ vectors @ vectors.T + mean)
-    results["pca"]["components"] = components
-    return results
+def _labels(dictionary: Dictionary, whole: Mapping[str, Quality], active: int) -> dict[str, str]:
+    """What each way to rebuild rows is called in tables and plots."""
+    own = ", own encoder" if "pursuit" in whole else ""
+    words = {
+        "own": dictionary.kind + own,
+        "pursuit": f"{dictionary.kind}, pursuit",
+        "random": "random dictionary",
+        "pca": f"PCA-{_components(whole, active)}",
+        "mean": "training mean",
+    }
+    return {name: words[name] for name in whole}
+
+
+def _title(config: EvalConfig, result: Mapping[str, Any]) -> str:
+    sites = list(result["per_site"])
+    where = sites[0] if len(sites) == 1 else f"{len(sites)} sites"
+    if result["target"]:
+        where += f" -> {result['target']}"
+    rows = result["metrics"]["rows"]
+    return (
+        f"{result['kind']} of {result['m']:,} atoms, {result['active']} active, on "
+        f"{rows:,} {config.split} rows of {where}"
+    ).replace(" all rows", " rows")
+
+
+def _show(
+    labels: Mapping[str, str],
+    whole: Mapping[str, Quality],
+    by_site: Mapping[str, Mapping[str, Quality]],
+    title: str,
+) -> None:
+    """Tables for a terminal: every way to rebuild rows, and the sites where there are several."""
+    head = ("FVU raw", "standardized", "VE", "cosine", "L0", "dead")
+
+    def cells(one: Quality) -> list[str]:
+        brief = one.brief()
+        fidelity = [number(brief[key]) for key in ("fvu", "fvu_standardized", "ve", "cosine")]
+        sparse = [f"{one.l0:.2f}", percent(one.dead_share)] if one.active.size else ["", ""]
+        return [*fidelity, *sparse]
+
+    print_table(("", *head), [(labels[name], *cells(one)) for name, one in whole.items()], title)
+    for name in ("own", "pursuit"):
+        if name in whole and len(by_site) > 1:
+            lines = [(site, *cells(one[name])) for site, one in by_site.items()]
+            print_table((labels[name], *head), lines)
+    print()

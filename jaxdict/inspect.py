@@ -27,9 +27,11 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         ValueError: If nothing that jaxdict writes is there, or it is damaged; if --verify found
             a problem, or --compare cannot compare.
     """
+    from jaxdict.inspect_store import make_folder
+
     facts = _inspect(config)
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(config.out.parent, "out")
         config.out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         print(f"\nJSON: {config.out}")
     problems = facts.get("problems")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,21 @@ _KINDS = {
 }
 _MOST_NAMED = 10
 """Lines that a legend names one by one; more are told by a colour bar."""
+_MOST_MARKED = 20
+"""Blocks of a line up to which each is marked by a dot."""
+_MOST_TICKS = 12
+"""Blocks up to which each has a tick; of more, each fifth."""
+_ROOM = 0.2
+"""Share of an axis that the words beside the first single block need."""
 _GREY = "#8a8f98"
+
+
+class _Place(NamedTuple):
+    """Where a site lies: its stream, its kind, and its block, counted through double and single ones."""
+
+    stream: str
+    kind: str
+    depth: int
 
 
 def plot_norms(out: Path, store: Store, means: Mapping[str, Sequence[float]]) -> list[Path]:
@@ -35,96 +49,133 @@ def plot_norms(out: Path, store: Store, means: Mapping[str, Sequence[float]]) ->
     Returns:
         The pictures: ``norms.png`` for the residual stream, ``norms-mlp.png`` and so on for others.
     """
-    places = {site: _place(site) for site in means}
-    doubles = store.attrs.get("model", {}).get("double") or 1 + max(
-        (place[1] for place in places.values() if place[0] == "double"), default=-1
-    )
+    doubles, places = _places(store, means)
+    colours = _colours(store.steps)
     pictures = []
-    for kind in _KINDS:
-        sites = [site for site in means if places[site][3] == kind]
-        streams = [s for s in _STREAMS if any(places[site][2] == s for site in sites)]
-        if not streams:
-            continue
+    for kind, streams in _kinds(places):
         figure, panels = _figure(len(streams), f"Norm of the {_KINDS[kind]}: {_named(store)}")
-        for axes, stream in zip(panels, streams, strict=True):
-            line = [site for site in sites if places[site][2] == stream]
-            x = np.array([_depth(places[site], doubles) for site in line])
-            order = np.argsort(x)
-            heights = np.array([means[line[i]] for i in order])
-            colours = _colours(store.steps)
-            for step in range(store.steps):
+        for axes, (stream, sites) in zip(panels, streams.items(), strict=True):
+            x = np.array([places[site].depth for site in sites])
+            heights = np.array([means[site] for site in sites])
+            dots = {"marker": "o", "ms": 3.5} if len(x) <= _MOST_MARKED else {}
+            for step, colour in enumerate(colours):
                 label = rf"step {store.step_numbers[step]} ($\sigma$ = {store.sigmas[step]:.2f})"
-                axes.plot(
-                    x[order],
-                    heights[:, step],
-                    color=colours[step],
-                    marker="o",
-                    ms=3.5,
-                    lw=1.4,
-                    label=label,
-                )
-            axes.set(xlabel="block", yscale="log", title=_STREAMS[stream])
+                axes.plot(x, heights[:, step], color=colour, lw=1.4, label=label, **dots)
+            axes.set(xlabel="block", title=_STREAMS[stream])
+            axes.margins(y=0.12)
             _mark_blocks(axes, x, doubles)
             _quiet(axes)
-        panels[0].set_ylabel("mean norm of a row, in units of the activation")
-        steps = [float(number) for number in store.step_numbers]
-        _legend(figure, panels, store.steps, steps, "denoising step")
-        pictures.append(_save(figure, out / ("norms" + (f"-{kind}" if kind else "") + ".png")))
+        _scale_norms(panels[0], np.concatenate([means[s] for g in streams.values() for s in g]))
+        panels[0].set_ylabel("mean norm of a row")
+        if store.steps <= _MOST_NAMED:
+            panels[-1].legend(
+                fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5)
+            )
+        else:
+            _bar(figure, panels, store.step_numbers.tolist(), "denoising step")
+        pictures.append(_save(figure, out, "norms", kind))
     return pictures
 
 
-def plot_spectrum(out: Path, found: Mapping[str, Spectrum]) -> Path:
+def plot_spectrum(out: Path, store: Store, found: Mapping[str, Spectrum]) -> list[Path]:
     """Draw the share of variance of the first principal components, a line a site, a panel a stream.
 
     Args:
         out: Folder.
+        store: Of which model.
         found: Site -> spectrum.
 
     Returns:
-        The picture, ``spectrum.png``.
+        The pictures: ``spectrum.png`` for the residual stream, ``spectrum-mlp.png`` and so on for others.
     """
-    places = {site: _place(site) for site in found}
-    streams = [s for s in _STREAMS if any(place[2] == s for place in places.values())]
-    title = "Share of variance of the first principal components"
-    figure, panels = _figure(len(streams), title, sharex=True)
-    for axes, stream in zip(panels, streams, strict=True):
-        sites = [site for site in found if places[site][2] == stream]
-        for site, colour in zip(sites, _colours(len(sites)), strict=True):
-            share = found[site].cumulated
-            axes.plot(np.arange(1, len(share) + 1), 100 * share, color=colour, lw=1.5, label=site)
-        axes.axhline(90, color=_GREY, lw=0.8, ls=":")
-        axes.set(xlabel="principal components", ylim=(0, 102), title=_STREAMS[stream])
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        _quiet(axes)
-        if len(sites) <= _MOST_NAMED:
-            axes.legend(fontsize=8, frameon=False, loc="lower right")
-    panels[0].set_ylabel("variance explained, in %")
-    longest = max(sum(place[2] == stream for place in places.values()) for stream in streams)
-    if longest > _MOST_NAMED:
-        _bar(figure, panels, np.arange(longest, dtype=float), "site, in the order of the model")
-    return _save(figure, out / "spectrum.png")
+    doubles, places = _places(store, found)
+    pictures = []
+    for kind, streams in _kinds(places):
+        title = f"Principal components of the {_KINDS[kind]}: {_named(store)}"
+        figure, panels = _figure(len(streams), title, sharex=True)
+        depths = sorted({places[site].depth for sites in streams.values() for site in sites})
+        colours = dict(zip(depths, _colours(len(depths)), strict=True))
+        named = len(depths) <= _MOST_NAMED
+        for axes, (stream, sites) in zip(panels, streams.items(), strict=True):
+            for site in sites:
+                share = 100 * found[site].cumulated
+                axes.plot(
+                    np.arange(1, len(share) + 1),
+                    share,
+                    color=colours[places[site].depth],
+                    lw=1.5 if named else 1.0,
+                    label=site,
+                )
+            axes.axhline(90, color=_GREY, lw=0.8, ls=":")
+            axes.set(xlabel="principal components", ylim=(0, 102), title=_STREAMS[stream])
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            _quiet(axes)
+            if named:
+                axes.legend(fontsize=8, frameon=False, loc="lower right")
+        panels[0].set_ylabel("variance explained, in %")
+        if not named:
+            bar = _bar(figure, panels, depths, "block")
+            ticks = _ticks(depths[0], depths[-1], doubles)
+            places_on_bar = np.interp(ticks, depths, np.arange(len(depths)))
+            bar.set_ticks(places_on_bar, labels=[_block(depth, doubles) for depth in ticks])
+        pictures.append(_save(figure, out, "spectrum", kind))
+    return pictures
 
 
-def _place(site: str) -> tuple[str, int, str, str]:
-    """(double or single, number, stream, kind) of a site's name."""
-    block, number, stream, *kind = site.split(".")
-    return block, int(number), stream, kind[0] if kind else ""
+def _places(store: Store, sites: Mapping[str, Any]) -> tuple[int, dict[str, _Place]]:
+    """Number of double blocks, and where each site lies, in the order of the model."""
+    parts = {site: (*site.split("."), "")[:4] for site in sites}
+    doubles = store.attrs.get("model", {}).get("double") or 1 + max(
+        (int(number) for block, number, _, _ in parts.values() if block == "double"), default=-1
+    )
+    places = {
+        site: _Place(stream, kind, int(number) + (doubles if block == "single" else 0))
+        for site, (block, number, stream, kind) in parts.items()
+    }
+    return doubles, dict(sorted(places.items(), key=lambda item: item[1].depth))
 
 
-def _depth(place: tuple[str, int, str, str], doubles: int) -> int:
-    return place[1] + (doubles if place[0] == "single" else 0)
+def _kinds(places: Mapping[str, _Place]) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Each kind that is there, with its sites by stream: a picture, and its panels."""
+    for kind in _KINDS:
+        streams = {
+            stream: [
+                s for s, place in places.items() if (place.stream, place.kind) == (stream, kind)
+            ]
+            for stream in _STREAMS
+        }
+        if any(streams.values()):
+            yield kind, {stream: sites for stream, sites in streams.items() if sites}
+
+
+def _block(depth: int, doubles: int) -> str:
+    """Name of a block: d0, d1, ... and s0, s1, ..."""
+    return f"d{depth}" if depth < doubles else f"s{depth - doubles}"
+
+
+def _ticks(first: int, last: int, doubles: int) -> list[int]:
+    """The blocks that are named on an axis."""
+    every = 1 if last - first < _MOST_TICKS else 5
+    return [
+        depth
+        for depth in range(first, last + 1)
+        if (depth if depth < doubles else depth - doubles) % every == 0
+        and not 0 < doubles - depth < every / 2  # too near to s0
+    ]
 
 
 def _mark_blocks(axes: Any, x: np.ndarray, doubles: int) -> None:
-    """Name blocks as d0, d1, ... and s0, s1, ..., and mark where the single ones begin."""
-    shown = np.unique(x)
-    if len(shown) > 12:
-        shown = shown[np.linspace(0, len(shown) - 1, 12).round().astype(int)]
-    axes.set_xticks(shown, [f"d{i}" if i < doubles else f"s{i - doubles}" for i in shown])
+    """Name blocks, and mark where the single ones begin."""
+    ticks = _ticks(int(x.min()), int(x.max()), doubles)
+    axes.set_xticks(ticks, [_block(depth, doubles) for depth in ticks])
     if x.min() < doubles <= x.max():
         axes.axvline(doubles - 0.5, color=_GREY, lw=0.8, ls="--")
+        share = (doubles - x.min()) / (x.max() - x.min() + 1)
+        room = {"right": share, "left": 1 - share}
         for text, side in (("double blocks ", "right"), (" single blocks", "left")):
+            if room[side] < _ROOM:
+                continue
             axes.annotate(
                 *(text, (doubles - 0.5, 0.985)),
                 xycoords=("data", "axes fraction"),
@@ -135,9 +186,26 @@ def _mark_blocks(axes: Any, x: np.ndarray, doubles: int) -> None:
             )
 
 
+def _scale_norms(axes: Any, values: np.ndarray) -> None:
+    """Make an axis (and those that share it) logarithmic; of small span, label more than powers of ten."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    positive = values[values > 0]
+    if not positive.size:
+        return
+    axes.set_yscale("log")
+    span = positive.max() / positive.min()
+    if span < 100:
+        subs = (1, 2, 3, 5, 7) if span < 20 else (1, 2, 5)
+        axes.yaxis.set_major_locator(MaxNLocator(6) if span < 3 else LogLocator(subs=subs))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
 def _named(store: Store) -> str:
     name = str(store.attrs.get("model", {}).get("name") or store.path)
-    return f"{name}, {int(store.done.sum()):,} images"
+    done = int(store.done.sum())
+    return f"{name}, {done:,} image{'s' * (done != 1)}"
 
 
 def _colours(count: int) -> list[Any]:
@@ -160,27 +228,23 @@ def _quiet(axes: Any) -> None:
     axes.title.set_fontsize(10)
 
 
-def _legend(
-    figure: Any, panels: Sequence[Any], count: int, values: Sequence[float], label: str
-) -> None:
-    if count <= _MOST_NAMED:
-        panels[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    else:
-        _bar(figure, panels, np.asarray(values), label)
-
-
-def _bar(figure: Any, panels: Sequence[Any], values: np.ndarray, label: str) -> None:
-    """A colour bar for lines whose colours were taken in the order of `values`."""
+def _bar(figure: Any, panels: Sequence[Any], values: Sequence[float], label: str) -> Any:
+    """A colour bar for lines whose colours are `_colours`, one for each of the ascending `values`."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.colors import ListedColormap, NoNorm
 
-    colours = ListedColormap(_colours(256))
-    scale = Normalize(float(values.min()), float(values.max()))
-    figure.colorbar(ScalarMappable(scale, colours), ax=list(panels), label=label, pad=0.01)
+    colours = ListedColormap(_colours(len(values)))
+    scale = ScalarMappable(NoNorm(0, len(values) - 1), colours)
+    bar = figure.colorbar(scale, ax=list(panels), pad=0.02, aspect=30)
+    shown = range(0, len(values), -(-(len(values) - 1) // 5) or 1)
+    bar.set_ticks(shown, labels=[f"{values[i]:g}" for i in shown])
+    bar.set_label(label)
+    return bar
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Any, out: Path, name: str, kind: str) -> Path:
     """Write at once: the picture is the old one or the new one, never half of it."""
+    path = out / (name + (f"-{kind}" if kind else "") + ".png")
     draft = path.with_name(f".{path.name}.new")
     figure.savefig(draft, dpi=150, format="png")
     os.replace(draft, path)

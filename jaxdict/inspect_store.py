@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,14 @@ def inspect_store(config: InspectConfig, path: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is no store or damaged, a site is unknown, nothing is finished where
             activations are needed, or the other store is not alike.
+        OSError: If a folder for plots or JSON cannot be made.
     """
     store = open_store(path)
     sites = _chosen(store, config.sites)
     other = open_store(config.compare) if config.compare else None
+    for flag, folder in (("plot", config.plot), ("out", config.out and config.out.parent)):
+        if folder is not None:  # now, not after what may take long
+            make_folder(folder, flag)
     verified = {}
     if config.verify:  # before all else: what is shown below is read from what may be damaged
         verified["problems"] = store.verify()
@@ -60,24 +65,36 @@ def inspect_store(config: InspectConfig, path: str) -> dict[str, Any]:
     result = {"what": "store", "path": path, "done": done, **facts, **verified, "sites": table}
 
     if config.spectrum or config.plot:
-        found = {
-            site: spectrum(store, site, rows=config.rows)
-            for site in tqdm(sites, desc="spectrum", unit="site", leave=False)
-        }
+        found = {}
+        with tqdm(sites, desc="spectrum", unit="site", leave=False) as bar:
+            for site in bar:
+                found[site] = spectrum(store, site, rows=config.rows)
         for site, values in found.items():
             table[site]["spectrum"] = {"rows": values.rows, "shares": _shares(values)}
         _show_spectrum(found)
         if config.plot is not None:
             from jaxdict.inspect_plots import plot_norms, plot_spectrum
 
-            config.plot.mkdir(parents=True, exist_ok=True)
             means = {site: table[site]["mean norm by step"] for site in sites}
-            pictures = [*plot_norms(config.plot, store, means), plot_spectrum(config.plot, found)]
+            pictures = plot_norms(config.plot, store, means)
+            pictures += plot_spectrum(config.plot, store, found)
             result["plots"] = [str(picture) for picture in pictures]
             print("\n  plots: " + ", ".join(result["plots"]))
     if other is not None:
         result["compare"] = _compare(store, other, sites, config)
     return result
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make a folder for what a flag asks for.
+
+    Raises:
+        OSError: If it cannot be made, naming the flag.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--{flag}: the folder {folder} cannot be made: {error}") from error
 
 
 def _chosen(store: Store, patterns: Sequence[str]) -> list[str]:

@@ -26,8 +26,19 @@ def reconstruction_loss(
     return jnp.mean(jnp.sum(jnp.square(x - x_hat), axis=1)) / variance
 
 
-def auxk_loss(residual: Float[Array, "n d"], residual_hat: Float[Array, "n d"]) -> Float[Array, ""]:
-    """How badly dead features rebuild the residual: mean ||r - r_hat||^2 / mean ||r||^2.
+def auxk_loss(
+    residual: Float[Array, "n d"],
+    residual_hat: Float[Array, "n d"],
+    *,
+    form: str = "residual",
+    variance: Float[Array, ""] | float = 1.0,
+    share: Float[Array, ""] | float = 1.0,
+    over: str | None = None,
+) -> Float[Array, ""]:
+    """How badly dead features rebuild the residual r = x - x_hat of the live ones.
+
+        residual:  mean ||r - r_hat||^2 / mean ||r||^2
+        variance:  share * mean ||r - r_hat||^2 / variance
 
     The residual is a constant here: only the features that rebuild it learn from this loss. A zero
     residual gives a loss of 0, not 0/0.
@@ -35,14 +46,24 @@ def auxk_loss(residual: Float[Array, "n d"], residual_hat: Float[Array, "n d"]) 
     Args:
         residual: float32 [n, d], x - x_hat of the live features.
         residual_hat: float32 [n, d], decoding of the dead features' largest activations, no bias.
+        form: residual (the weight matters alike at every stage of a training) or variance (the loss fades with
+            the residual, as the main one does).
+        variance: total variance of the training rows, for form variance.
+        share: dead features there are, as a share of the slots they may fill, at most 1, for form variance.
+        over: axis of a mesh that rows are split over, None for none.
 
     Returns:
-        The loss, 1 where the dead features add nothing.
+        The loss; of form residual 1 where the dead features add nothing.
 
-    Source: Gao et al. 2024 (AuxK, weight 1/32); a guard against 0/0 stands for theirs against NaN.
+    Source: form residual Gao et al. 2024 (AuxK, weight 1/32), with a guard against 0/0 in place of theirs
+    against NaN; form variance as in EleutherAI's sparsify.
     """
     residual = jax.lax.stop_gradient(residual)
-    power = jnp.mean(jnp.square(residual))
-    error = jnp.mean(jnp.square(residual - residual_hat))
+    error = jnp.mean(jnp.sum(jnp.square(residual - residual_hat), axis=1))
+    if form == "variance":
+        return share * error / variance
+    power = jnp.mean(jnp.sum(jnp.square(residual), axis=1))
+    if over is not None:
+        power = jax.lax.pmean(power, over)
     safe = jnp.where(power > 0, power, 1.0)
     return jnp.where(power > 0, error / safe, 0.0)

@@ -19,6 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdict.codes import Codes
+from jaxdict.distributions import ANGLES, RowSums
+
+_ROUNDING = 1e-6
+"""A variance below this share of the squared distance from the shift is float32 rounding: 0."""
 
 
 class Sums(NamedTuple):
@@ -79,6 +83,68 @@ def fired(codes: Codes, m: int, weight: Float[Array, " n"]) -> Float[Array, " m"
     return jnp.zeros(m).at[codes.indices].add(active)
 
 
+class Centred(NamedTuple):
+    """Sums of squares around the means, float64; every number about fidelity is a property.
+
+    Attributes:
+        rows: how many.
+        error: [d], sum of (x - x_hat)^2.
+        xx, hh, xh: [d], sums of squares of x and x_hat and of their product, around their means.
+    """
+
+    rows: int
+    error: np.ndarray
+    xx: np.ndarray
+    hh: np.ndarray
+    xh: np.ndarray
+
+    @property
+    def fvu(self) -> float:
+        """sum ||x - x_hat||^2 / sum ||x - mean||^2; NaN where every row is the same."""
+        variance = float(self.xx.sum())
+        return float(self.error.sum()) / variance if variance > 0 else float("nan")
+
+    @property
+    def fvu_per_dimension(self) -> np.ndarray:
+        """error_i / variance_i, [d]; NaN for a dimension that is constant in x."""
+        live = self.xx > 0
+        return np.where(live, self.error / np.where(live, self.xx, 1), np.nan)
+
+    @property
+    def fvu_standardized(self) -> float:
+        """Mean over dimensions of error_i / variance_i: every dimension counts alike."""
+        each = self.fvu_per_dimension[self.xx > 0]
+        return float(each.mean()) if each.size else float("nan")
+
+    @property
+    def ve(self) -> float:
+        """Mean over dimensions of the squared correlation.
+
+        A dimension that is constant in x is left out; one constant in x_hat only counts 0.
+        """
+        live = self.xx > 0
+        if not live.any():
+            return float("nan")
+        scale, xh = (self.xx * self.hh)[live], self.xh[live]
+        squared = np.where(scale > 0, xh**2 / np.where(scale > 0, scale, 1), 0)
+        return float(np.minimum(squared, 1).mean())
+
+    def over(self, variance: np.ndarray) -> Centred:
+        """The same sums in the space where every dimension is divided by a standard deviation.
+
+        Args:
+            variance: float [d]; a dimension where it is 0 is left out (its sums become 0).
+        """
+        scale = np.where(variance > 0, 1 / np.where(variance > 0, variance, 1), 0)
+        return Centred(self.rows, *(value * scale for value in self[1:]))
+
+
+def pool(parts: Iterable[Centred]) -> Centred:
+    """Several sets of rows as one, each around its own means: the rows of several sites, say."""
+    rows, *sums = (sum(values) for values in zip(*parts, strict=True))
+    return Centred(int(rows), *map(np.asarray, sums))
+
+
 @dataclass
 class Fidelity:
     """Float64 totals of `Sums`; the numbers are properties and may be read at any time."""
@@ -100,45 +166,32 @@ class Fidelity:
         """Rows measured."""
         return 0 if self.totals is None else int(self.totals.count)
 
-    def _centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sums of squares of x, x_hat and their product around their means, [d] each."""
+    @property
+    def centred(self) -> Centred:
+        """Sums of squares around the means; ValueError where no row was measured."""
         t = self.totals
         if t is None or not t.count:
             raise ValueError("expected at least one measured row, got none; give more images")
         n = t.count
         xx = np.maximum(t.xx - t.x**2 / n, 0)
+        xx = np.where(xx > _ROUNDING * t.xx, xx, 0)
         hh = np.maximum(t.hh - t.x_hat**2 / n, 0)
-        return xx, hh, t.xh - t.x * t.x_hat / n
+        return Centred(int(n), t.error, xx, hh, t.xh - t.x * t.x_hat / n)
 
     @property
     def fvu(self) -> float:
-        """sum ||x - x_hat||^2 / sum ||x - mean||^2; NaN where every row is the same."""
-        xx, _, _ = self._centred()
-        assert self.totals is not None
-        error, variance = float(self.totals.error.sum()), float(xx.sum())
-        return error / variance if variance > 0 else float("nan")
+        """See `Centred.fvu`."""
+        return self.centred.fvu
 
     @property
     def fvu_standardized(self) -> float:
-        """Mean over dimensions of error_i / variance_i: every dimension counts alike."""
-        xx, _, _ = self._centred()
-        assert self.totals is not None
-        live = xx > 0
-        return float((self.totals.error[live] / xx[live]).mean()) if live.any() else float("nan")
+        """See `Centred.fvu_standardized`."""
+        return self.centred.fvu_standardized
 
     @property
     def ve(self) -> float:
-        """Mean over dimensions of the squared correlation.
-
-        A dimension that is constant in x is left out; one constant in x_hat only counts 0.
-        """
-        xx, hh, xh = self._centred()
-        live = xx > 0
-        if not live.any():
-            return float("nan")
-        scale = (xx * hh)[live]
-        squared = np.where(scale > 0, xh[live] ** 2 / np.where(scale > 0, scale, 1), 0)
-        return float(np.minimum(squared, 1).mean())
+        """See `Centred.ve`."""
+        return self.centred.ve
 
 
 class BatchReport(NamedTuple):
@@ -148,29 +201,47 @@ class BatchReport(NamedTuple):
         raw: sums over raw rows.
         own: sums over normalized rows, or None where there is no such space.
         fired: float32 [m], rows in which each feature is active.
+        rows: counts of rows for distributions, or None where nobody asks for them.
     """
 
     raw: Sums
     own: Sums | None
     fired: Array
+    rows: RowSums | None = None
 
 
 class Measurement:
-    """Fidelity over all rows and for each denoising step, and how often each feature is active."""
+    """Fidelity over all rows and for each denoising step, and how often each feature is active.
+
+    Attributes:
+        steps: raw fidelity of each denoising step.
+        own: fidelity in normalized space, all steps together.
+        fired: [m], rows in which each feature is active.
+        cosine: sum of the rows' cosines.
+        angles: [ANGLES], see `RowSums`; all 0 where it was not asked for.
+        active: [slots + 1], see `RowSums`; empty where it was not asked for.
+    """
 
     def __init__(self) -> None:
         """Nothing measured yet."""
         self.steps: dict[int, Fidelity] = {}
         self.own = Fidelity()
         self.fired = np.zeros(0)
+        self.cosine = 0.0
+        self.angles = np.zeros(ANGLES)
+        self.active = np.zeros(0)
 
     def add(self, step: int, report: BatchReport) -> None:
         """Add a batch of rows of one denoising step."""
         self.steps.setdefault(step, Fidelity()).add(report.raw)
         if report.own is not None:
             self.own.add(report.own)
-        counts = np.asarray(report.fired, np.float64)
-        self.fired = self.fired + counts if self.fired.size else counts
+        self.fired = add_counts(self.fired, report.fired)
+        if report.rows is not None:
+            self.cosine += float(report.rows.cosine)
+            self.angles = add_counts(self.angles, report.rows.angles)
+            if report.rows.active is not None:
+                self.active = add_counts(self.active, report.rows.active)
 
     @property
     def raw(self) -> Fidelity:
@@ -197,6 +268,13 @@ class Measurement:
         numbers["dead_share"] = float((self.fired == 0).mean())
         numbers["fvu_per_step"] = {str(step): part.fvu for step, part in sorted(self.steps.items())}
         return numbers
+
+
+def add_counts(total: np.ndarray, counts: Any) -> np.ndarray:
+    """Sum of two arrays of counts, float64, as long as the longer one."""
+    new = np.asarray(counts, np.float64)
+    size = max(len(total), len(new))
+    return np.pad(total, (0, size - len(total))) + np.pad(new, (0, size - len(new)))
 
 
 def measure(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, UInt16
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from jaxdict.config import NORMALIZATIONS
+from jaxdict.config_sae import NORMALIZATIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def fit(
 
     Args:
         blocks: called for a pass over the rows, gives float [n, d] blocks.
-        kind: one of `jaxdict.config.NORMALIZATIONS`.
+        kind: one of `jaxdict.config_sae.NORMALIZATIONS`.
         floor: smallest variance or eigenvalue, as a share of the mean one.
 
     Returns:

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 CONFIG, METRICS, PLOT, SUMMARY = "config.json", "metrics.jsonl", "loss.png", "summary.json"
 NORMALIZATION = "normalization.safetensors"
+TARGET_NORMALIZATION = "target_normalization.safetensors"
 # Settings that change no number of the result, or where it lies: a resumed run may differ in them.
 _FREE = (
-    *("store", "out", "resume", "memory"),
+    *("store", "out", "resume", "memory", "preset", "tracker"),
+    *("mesh", "coordinator", "processes", "process"),
     *("log_every", "save_every", "eval_every", "eval_rows", "keep"),
 )
 
@@ -109,7 +111,8 @@ def open_run(out: Path, description: dict[str, Any], *, resume: bool) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"expected --out to be a folder, got the file {out}; name another")
-    if out.is_dir() and any(out.iterdir()):
+    # Killed while it wrote its very first file, a run has left only that one's temporary name.
+    if out.is_dir() and any(path.name != f".{CONFIG}.tmp" for path in out.iterdir()):
         if not resume:
             raise FileExistsError(
                 f"expected --out to be new or empty, but {out} holds something; "

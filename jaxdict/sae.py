@@ -1,11 +1,13 @@
-"""TopK sparse autoencoder: pure functions over four arrays, and a thin Flax module around them.
+"""Sparse autoencoders as pure functions over a few arrays: encode, decode and their gradients.
 
     e = TopK_k(ReLU(encoder (x - bias) + encoder_bias)),    x_hat = sum_j e_j atoms_j + bias
 
 Only x @ encoder.T is a dense product. Everything after it, gradients included, touches the k active
-atoms of each row: no [n, m] gradient and no [n, k, d] tensor exists.
+atoms of each row: no [n, m] gradient and no [n, k, d] tensor exists. Atoms may be split over the
+devices of a mesh: each finds its own k largest, and only those [n, k] are merged.
 
-Source: Gao et al. 2024 (arXiv 2406.04093).
+The kinds of autoencoder in `jaxdict.kinds` are built on these. Source: Gao et al. 2024
+(arXiv 2406.04093).
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdict import codes as sparse
 from jaxdict.codes import Codes
+from jaxdict.recipe import ALONE, How
 
 # Two-stage top-k, by the median of 7 on 2 CPU cores: lax.top_k 35 ms, two stages 19 ms at
 # (n, m, k) = (1024, 12288, 32); 74 and 43 at (1024, 24576, 64); 5.7 and 5.5 at (1024, 1024, 16).
@@ -34,33 +36,51 @@ class SAEParams(NamedTuple):
     Attributes:
         encoder: float32 [m, d].
         encoder_bias: float32 [m].
-        atoms: float32 [m, d], decoder rows of unit norm.
-        bias: float32 [d], subtracted before encoding and added after decoding.
+        atoms: float32 [m, d_out], decoder rows of unit norm; d_out = d except for a transcoder.
+        bias: float32 [d], subtracted before encoding and, unless there is an `out_bias`, added after
+            decoding.
+        threshold: float32 [m], what a pre-activation must exceed to count, or None for 0.
+        out_bias: float32 [d_out], added after decoding by a transcoder, or None for `bias`.
     """
 
     encoder: Float[Array, "m d"]
     encoder_bias: Float[Array, " m"]
-    atoms: Float[Array, "m d"]
+    atoms: Float[Array, "m d_out"]
     bias: Float[Array, " d"]
+    threshold: Float[Array, " m"] | None = None
+    out_bias: Float[Array, " d_out"] | None = None
 
 
-def initial_params(key: Array, m: int, *, mean: Float[Array, " d"]) -> SAEParams:
+def initial_params(
+    key: Array, m: int, *, mean: Float[Array, " d"], out_mean: Float[Array, " d_out"] | None = None
+) -> SAEParams:
     """Random unit atoms, the encoder as their transpose, the bias at the data's mean.
+
+    A transcoder's atoms live at another site than its encoder, so the two are drawn apart.
 
     Args:
         key: JAX random key.
         m: number of atoms.
         mean: float32 [d], mean of the training rows in the autoencoder's own space.
+        out_mean: float32 [d_out], the same of the rows that a transcoder predicts.
 
     Returns:
         Fresh parameters.
 
     Source: Gao et al. 2024.
     """
-    atoms = jax.random.normal(key, (m, mean.shape[0]), jnp.float32)
-    atoms = atoms / jnp.linalg.norm(atoms, axis=1, keepdims=True)
-    # A copy: two donated arguments may not share one buffer.
-    return SAEParams(jnp.copy(atoms), jnp.zeros(m), atoms, jnp.asarray(mean, jnp.float32))
+
+    def units(key: Array, d: int) -> Array:
+        drawn = jax.random.normal(key, (m, d), jnp.float32)
+        return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
+
+    encoder, bias = units(key, mean.shape[0]), jnp.asarray(mean, jnp.float32)
+    if out_mean is None:
+        # A copy: two donated arguments may not share one buffer.
+        return SAEParams(jnp.copy(encoder), jnp.zeros(m), encoder, bias)
+    atoms = units(jax.random.fold_in(key, 1), out_mean.shape[0])
+    out_bias = jnp.asarray(out_mean, jnp.float32)
+    return SAEParams(encoder, jnp.zeros(m), atoms, bias, None, out_bias)
 
 
 def unit_norm(params: SAEParams) -> SAEParams:
@@ -126,108 +146,191 @@ def encode(
     *,
     dead: Bool[Array, " m"] | None = None,
     k_aux: int = 0,
+    floor: Float[Array, " m"] | None = None,
+    how: How = ALONE,
 ) -> tuple[Codes, Codes | None]:
     """Codes of rows, and for AuxK the codes that dead features alone would give.
 
-    e = TopK_k(ReLU(encoder (x - bias) + encoder_bias)); differentiable in `params` and `x` through
-    the active slots only. Indices of a row are all different; a slot of value 0 is empty.
+    e = TopK_k(ReLU(pre) where pre > floor), pre = encoder (x - bias) + encoder_bias; differentiable
+    in `params` and `x` through the active slots only. Indices of a row are all different; a slot of
+    value 0 is empty.
 
     Args:
-        params: the autoencoder.
+        params: the autoencoder; on a mesh, this device's share of its atoms.
         x: float32 [n, d], rows in its own space.
         k: active atoms a row.
         dead: bool [m], the features allowed in the second codes.
         k_aux: slots of the second codes; 0 for none.
+        floor: float32 [m], what a pre-activation must exceed; None for 0. Has no gradient.
+        how: precision, exactness of the selection, axes of the mesh.
 
     Returns:
-        Codes [n, k], and Codes [n, k_aux] over `dead` features or None.
+        Codes [n, k], and Codes [n, k_aux] over `dead` features or None. On a mesh their indices
+        count over all atoms, and every device of a row has the same.
     """
     small = (params.encoder, params.encoder_bias, params.bias)
-    out: Any = _encode(k, k_aux, small, x, dead)
+    out: Any = _encode(how, k, k_aux, small, x, dead, floor)
     values, indices, aux_values, aux_indices = out
     aux = Codes(aux_indices, aux_values) if k_aux else None
     return Codes(indices, values), aux
 
 
-def decode(codes: Codes, atoms: Float[Array, "m d"], bias: Array | None) -> Float[Array, "n d"]:
+def decode(
+    codes: Codes, atoms: Float[Array, "m d"], bias: Array | None, *, how: How = ALONE
+) -> Float[Array, "n d"]:
     """x_hat = sum_j values_j atoms[indices_j] + bias, differentiable without an [n, k, d] tensor.
 
     Args:
         codes: n rows of k slots; the indices of a row are all different.
-        atoms: float32 [m, d].
+        atoms: float32 [m, d]; on a mesh, this device's share.
         bias: float32 [d], or None.
+        how: axes of the mesh.
 
     Returns:
         x_hat [n, d].
     """
-    x_hat = _decode(codes.values, codes.indices, atoms)
+    x_hat: Any = _decode(how, codes.values, codes.indices, atoms)
     return x_hat if bias is None else x_hat + bias
 
 
-def _select(pre: Float[Array, "n m"], k: int) -> tuple[Array, Array]:
-    return top_k(jax.nn.relu(pre), k)
+def at_slots(
+    table: Float[Array, " m"], indices: Int[Array, "n k"], how: How = ALONE
+) -> Float[Array, "n k"]:
+    """table[indices], differentiable in the table, also where the table is split over a mesh."""
+    picked: Any = _at_slots(how, table, indices)
+    return picked
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _encode(k: int, k_aux: int, small: tuple, x: Array, dead: Array | None) -> tuple:
+def _select(pre: Float[Array, "n m"], k: int, how: How) -> tuple[Array, Array]:
+    """The k largest positive values of each row over all devices, and their indices there."""
+    positive, share = jax.nn.relu(pre), min(k, pre.shape[1])
+    if how.recall:
+        values, indices = jax.lax.approx_max_k(positive, share, recall_target=how.recall)
+    else:
+        values, indices = top_k(positive, share)
+    if how.features is None:
+        return values, indices
+    indices = indices + jax.lax.axis_index(how.features) * pre.shape[1]
+    values, indices = (
+        jax.lax.all_gather(part, how.features, axis=1, tiled=True) for part in (values, indices)
+    )
+    values, place = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(indices, place, axis=1)
+
+
+def own_slots(how: How, indices: Array, m: int) -> tuple[Array, Array]:
+    """Where slots lie among this device's m atoms, and which do; the others get indices past the end."""
+    if how.features is None:
+        return indices, jnp.ones(indices.shape, bool)
+    local = indices - jax.lax.axis_index(how.features) * m
+    own = (local >= 0) & (local < m)
+    return jnp.where(own, local, m + jnp.arange(indices.shape[1])), own
+
+
+def _over_features(how: How, value: Array) -> Array:
+    return value if how.features is None else jax.lax.psum(value, how.features)
+
+
+def _pre(how: How, small: tuple, x: Array) -> Array:
     encoder, encoder_bias, bias = small
-    pre = (x - bias) @ encoder.T + encoder_bias
-    values, indices = _select(pre, k)
+    centred = x - bias
+    if how.bfloat16:
+        centred, encoder = centred.astype(jnp.bfloat16), encoder.astype(jnp.bfloat16)
+    return jnp.dot(centred, encoder.T, preferred_element_type=jnp.float32) + encoder_bias
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _encode(
+    how: How, k: int, k_aux: int, small: tuple, x: Array, dead: Array | None, floor: Array | None
+) -> tuple:
+    pre = _pre(how, small, x)
+    values, indices = _select(pre if floor is None else jnp.where(pre > floor, pre, 0.0), k, how)
     if not k_aux or dead is None:
         empty = jnp.zeros((x.shape[0], 0))
         return values, indices, empty, empty.astype(jnp.int32)
-    return values, indices, *_select(jnp.where(dead, pre, 0.0), k_aux)
+    return values, indices, *_select(jnp.where(dead, pre, 0.0), k_aux, how)
 
 
-def _encode_forward(k: int, k_aux: int, small: tuple, x: Array, dead: Array | None) -> tuple:
-    out = _encode(k, k_aux, small, x, dead)
-    return out, (small, x, dead, out)
+def _encode_forward(
+    how: How, k: int, k_aux: int, small: tuple, x: Array, dead: Array | None, floor: Array | None
+) -> tuple:
+    out = _encode(how, k, k_aux, small, x, dead, floor)
+    return out, (small, x, dead, floor, out)
 
 
-def _encode_backward(k: int, k_aux: int, kept: tuple, cotangents: tuple) -> tuple:
-    (encoder, _, bias), x, dead, (values, indices, aux_values, aux_indices) = kept
+def _encode_backward(how: How, k: int, k_aux: int, kept: tuple, cotangents: tuple) -> tuple:
+    small, x, dead, floor, (values, indices, aux_values, aux_indices) = kept
+    encoder, _, bias = small
+    m = encoder.shape[0]
     slots = [(indices, jnp.where(values > 0, cotangents[0], 0.0))]
     if k_aux:
         slots.append((aux_indices, jnp.where(aux_values > 0, cotangents[2], 0.0)))
-    m = encoder.shape[0]
+    places = [(own_slots(how, i, m), g) for i, g in slots]
+    own = [(i, jnp.where(mine, g, 0.0)) for (i, mine), g in places]
     centred = x - bias
-    d_encoder = sum(_scatter_rows(i, g, centred, m) for i, g in slots)
-    d_encoder_bias = sum(jnp.zeros(m).at[i].add(g, mode="promise_in_bounds") for i, g in slots)
-    d_x = sum(_gather_rows(g, i, encoder) for i, g in slots)
-    d_bias = -(d_encoder_bias @ encoder)
+    d_encoder = sum(_scatter_rows(i, g, centred, m) for i, g in own)
+    d_encoder_bias = sum(jnp.zeros(m).at[i].add(g, mode="drop") for i, g in own)
+    d_rows: Any = sum(_gather_rows(g, i, encoder) for i, g in own)
+    d_x = _over_features(how, d_rows)
+    d_bias = -_over_features(how, d_encoder_bias @ encoder)
     none = None if dead is None else np.zeros(dead.shape, jax.dtypes.float0)
-    return (d_encoder, d_encoder_bias, d_bias), d_x, none
+    d_floor = None if floor is None else jnp.zeros_like(floor)
+    return (d_encoder, d_encoder_bias, d_bias), d_x, none, d_floor
 
 
 _encode.defvjp(_encode_forward, _encode_backward)
 
 
-@jax.custom_vjp
-def _decode(values: Array, indices: Array, atoms: Array) -> Array:
-    return _gather_rows(values, indices, atoms)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _decode(how: How, values: Array, indices: Array, atoms: Array) -> Array:
+    place, own = own_slots(how, indices, atoms.shape[0])
+    return _over_features(how, _gather_rows(jnp.where(own, values, 0.0), place, atoms))
 
 
-def _decode_forward(values: Array, indices: Array, atoms: Array) -> tuple:
-    return _decode(values, indices, atoms), (values, indices, atoms)
+def _decode_forward(how: How, values: Array, indices: Array, atoms: Array) -> tuple:
+    return _decode(how, values, indices, atoms), (values, indices, atoms)
 
 
-def _decode_backward(kept: tuple, g: Array) -> tuple:
+def _decode_backward(how: How, kept: tuple, g: Array) -> tuple:
     values, indices, atoms = kept
+    m = atoms.shape[0]
+    place, own = own_slots(how, indices, m)
 
     def inner(index: Array) -> Array:
         return jnp.sum(g * atoms.at[index].get(mode="promise_in_bounds"), axis=1)
 
-    d_values = jax.lax.map(inner, indices.T).T
-    d_atoms = _scatter_rows(indices, values, g, atoms.shape[0])
-    return d_values, np.zeros(indices.shape, jax.dtypes.float0), d_atoms
+    d_values = jnp.where(own, jax.lax.map(inner, jnp.minimum(place, m - 1).T).T, 0.0)
+    d_atoms = _scatter_rows(place, jnp.where(own, values, 0.0), g, m)
+    none = np.zeros(indices.shape, jax.dtypes.float0)
+    return _over_features(how, d_values), none, d_atoms
 
 
 _decode.defvjp(_decode_forward, _decode_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _at_slots(how: How, table: Array, indices: Array) -> Array:
+    place, own = own_slots(how, indices, table.shape[0])
+    return _over_features(how, jnp.where(own, table.at[place].get(mode="clip"), 0.0))
+
+
+def _at_slots_forward(how: How, table: Array, indices: Array) -> tuple:
+    return _at_slots(how, table, indices), (table.shape[0], indices)
+
+
+def _at_slots_backward(how: How, kept: tuple, g: Array) -> tuple:
+    m, indices = kept
+    place, own = own_slots(how, indices, m)
+    d_table = jnp.zeros(m).at[place].add(jnp.where(own, g, 0.0), mode="drop")
+    return d_table, np.zeros(indices.shape, jax.dtypes.float0)
+
+
+_at_slots.defvjp(_at_slots_forward, _at_slots_backward)
+
+
 def _gather_rows(weights: Array, indices: Array, table: Array) -> Array:
-    """sum_j weights_j table[indices_j] for each row: [n, d]."""
-    return sparse.decode(Codes(indices, weights), table)
+    """sum_j weights_j table[indices_j] for each row: [n, d]; an index past the end must weigh 0."""
+    return sparse.decode(Codes(jnp.minimum(indices, table.shape[0] - 1), weights), table)
 
 
 def _scatter_rows(
@@ -235,59 +338,21 @@ def _scatter_rows(
 ) -> Float[Array, "m d"]:
     """out[indices[i, j]] += weights[i, j] rows[i]; the indices of a row are all different.
 
-    On a CPU row by row, each a scatter of k rows: 0.5 ms at (n, d, m, k) = (1024, 128, 1024, 16)
-    and 20 ms at (1024, 768, 12288, 32), where a scan over slots takes 1.6 and 27, sorted segments
-    5.9 and 30, and the dense product 13 and 420. Elsewhere n small steps would be slow: slots.
+    An index of m or more is left out. On a CPU row by row, each a scatter of k rows: 0.5 ms at
+    (n, d, m, k) = (1024, 128, 1024, 16) and 20 ms at (1024, 768, 12288, 32), where a scan over slots
+    takes 1.6 and 27, sorted segments 5.9 and 30, and the dense product 13 and 420. Elsewhere n small
+    steps would be slow: slots.
     """
     zero = jnp.zeros((m, rows.shape[1]), rows.dtype)
 
     def by_row(total: Array, slot: tuple) -> tuple[Array, None]:
         i, w, row = slot
-        new = w[:, None] * row[None, :]
-        return total.at[i].add(new, unique_indices=True, mode="promise_in_bounds"), None
+        return total.at[i].add(w[:, None] * row[None, :], unique_indices=True, mode="drop"), None
 
     def by_slot(total: Array, slot: tuple) -> tuple[Array, None]:
         i, w = slot
-        return total.at[i].add(w[:, None] * rows, mode="promise_in_bounds"), None
+        return total.at[i].add(w[:, None] * rows, mode="drop"), None
 
     if jax.default_backend() == "cpu":
         return jax.lax.scan(by_row, zero, (indices, weights, rows))[0]
     return jax.lax.scan(by_slot, zero, (indices.T, weights.T))[0]
-
-
-class TopKSAE(nnx.Module):
-    """A TopK autoencoder as a Flax module: holds the arrays, leaves the mathematics to this file.
-
-    x_hat = decode(encode(x)), in the autoencoder's own (normalized) space.
-    """
-
-    def __init__(self, params: SAEParams, k: int) -> None:
-        """Wrap parameters.
-
-        Args:
-            params: arrays, see `SAEParams`.
-            k: active atoms a row.
-        """
-        self.encoder = nnx.Param(params.encoder)
-        self.encoder_bias = nnx.Param(params.encoder_bias)
-        self.atoms = nnx.Param(params.atoms)
-        self.bias = nnx.Param(params.bias)
-        self.k = k
-
-    @property
-    def params(self) -> SAEParams:
-        """The arrays as a plain tuple."""
-        return SAEParams(self.encoder[...], self.encoder_bias[...], self.atoms[...], self.bias[...])
-
-    def encode(self, x: Float[Array, "n d"]) -> Codes:
-        """Codes of rows, empty slots as (0, 0.0)."""
-        codes, _ = encode(self.params, x, self.k)
-        return Codes(jnp.where(codes.values > 0, codes.indices, 0), codes.values)
-
-    def decode(self, codes: Codes) -> Float[Array, "n d"]:
-        """Rows rebuilt from codes."""
-        return sparse.decode(codes, self.atoms[...], self.bias[...])
-
-    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        """x_hat of rows."""
-        return self.decode(self.encode(x))

@@ -111,7 +111,7 @@ def sample_rows(store: Store, site: str, *, rows: int) -> Float[np.ndarray, "n d
         region = tuple(slice(i * c, (i + 1) * c) for i, c in zip(first, chunk[:3], strict=True))
         try:
             block = np.asarray(array[region]).reshape(-1, shape[3])
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, *store.place.errors) as error:
             raise ValueError(
                 f"sites/{site} of {store.path} cannot be read from image {region[0].start} on "
                 f"({error}); see `jaxdict inspect {store.path} --verify`"

@@ -2,75 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from contextlib import closing
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from harvest.store import Store, open_store
-from jaxdict import curves, metrics, runs, sae, update
+from jaxdict import curves, kinds, members, mesh, pareto, resample, runs, update
 from jaxdict.checkpoint import Checkpoints
-from jaxdict.config import TrainSAEConfig
-from jaxdict.data import Loader, Source, ahead, image_rows, source_of, watched
+from jaxdict.config_sae import TrainSAEConfig
+from jaxdict.data import Source, source_of
+from jaxdict.feed import Fitted, Rows, fit_group
+from jaxdict.heldout import HeldOut
+from jaxdict.members import Group, Member
 from jaxdict.normalize import (
-    Normalization,
-    Space,
-    bfloat16_rows,
-    denormalize,
-    fit_once,
-    normalize,
+    save_normalization,
     to_device,
 )
-from jaxdict.sae import SAEParams
-from jaxdict.update import Recipe, TrainState
-
-
-class Plan(NamedTuple):
-    """The settings that a config leaves to the data.
-
-    Attributes:
-        d: width of the site.
-        m: atoms.
-        k_aux: slots of the AuxK codes.
-        lr: peak learning rate.
-        steps: optimizer steps.
-    """
-
-    d: int
-    m: int
-    k_aux: int
-    lr: float
-    steps: int
-
-
-def resolve(config: TrainSAEConfig, d: int) -> Plan:
-    """Fill in what the config leaves open, now that the width is known.
-
-    m = 8 d. lr = 2e-3 sqrt(1024 / m): the 1/sqrt(m) rule of Gao et al. 2024, through
-    the better of the two rates tried on a store of the embedded model (held-out FVU 0.100 with
-    2e-3, 0.110 with 8e-4, at m = 1024, k = 16, 3M rows). k_aux = min(d / 2, 2 k), where they
-    have d / 2, to keep steps that revive features cheap.
-
-    Raises:
-        ValueError: k is above m.
-    """
-    m = config.atoms or 8 * d
-    if config.k > m:
-        raise ValueError(f"--k: expected at most the number of atoms ({m}), got {config.k}")
-    k_aux = min(config.aux_k or max(1, min(d // 2, 2 * config.k)), m) if config.aux else 0
-    lr = config.lr or 2e-3 * math.sqrt(1024 / m)
-    return Plan(d, m, k_aux, lr, -(-config.rows // config.batch))
+from jaxdict.recipe import Dials, How
+from jaxdict.update import TrainState
+from jaxdict.watch import Tracker, Watch
 
 
 def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
-    """Train a sparse autoencoder and leave a run folder behind.
+    """Train sparse autoencoders and leave a run folder behind, with one in it for each where there are several.
 
     Args:
         config: settings.
@@ -79,73 +39,290 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
         The summary, as in summary.json.
 
     Raises:
-        ValueError: a setting does not fit the store or a resumed run; or the loss is not finite.
+        ValueError: a setting does not fit the store or a resumed run; or a loss is not finite.
         FileExistsError: --out holds something and --resume is off.
         SystemExit: asked to stop (SIGTERM); the state is saved.
     """
+    Tracker.check(config.tracker)
+    mesh.join(config.coordinator, config.processes, config.process)
+    chief = jax.process_index() == 0
     store = open_store(config.store)
-    source = source_of(store, config.site, steps=config.steps)
-    plan = resolve(config, source.d)
-    description = runs.describe(
-        config,
-        source,
-        verb="train sae",
-        kind=config.kind,
-        resolved=plan._asdict(),
-        packages=("jaxdict", "jax", "flax", "optax", "orbax-checkpoint", "numpy"),
+    found_members = members.expand(config, store)
+    devices = mesh.make_mesh(
+        config.mesh, batch=config.batch, atoms=tuple(one.plan.m for one in found_members)
     )
-    found = runs.open_run(config.out, description, resume=config.resume)
-    normalization = _normalization(config, source, found)
-    space = to_device(normalization)
-
-    step_once = update.make_update(recipe_of(config, plan, normalization))
-    state = fresh_state(config, plan, normalization)
-    loader = Loader(
-        source,
-        batch=config.batch,
-        seed=config.seed,
-        pool=config.pool,
-        memory=int(config.memory * 2**30),
-    )
-    held_out = HeldOut(config, store, space)
-    started = time.perf_counter()
+    groups = members.grouped(found_members, How(*mesh.axes(devices)))
+    found = _open_runs(config, store, found_members, chief)
+    fitted = _fit_all(groups, store, found, chief)
+    rows = Rows(config, store, groups, fitted, devices)
+    states = [_start(g, fit, rows, devices) for g, fit in zip(groups, fitted, strict=True)]
+    steps = [_step_of(group, devices) for group in groups]
+    dials = [_dials(group, fit, devices) for group, fit in zip(groups, fitted, strict=True)]
+    held_out = _held_out(groups, fitted, store)
+    started, total = time.perf_counter(), found_members[0].plan.steps
+    measured: dict[str, dict[str, Any]] = {}
 
     with Checkpoints(config.out, keep=config.keep) as checkpoints, runs.stop_signals() as stop:
         if found and checkpoints.latest is not None:
-            restored, facts = checkpoints.restore(state)
-            state = jax.tree.map(jnp.asarray, restored)
-            if facts["batches"] != int(state.step):
-                raise ValueError(f"{config.out}: expected {int(state.step)} batches, got {facts}")
-        first = int(state.step)
-        log = runs.Log(config.out / runs.METRICS, step=first)
-        watch = Watch(config, plan, log, first, saved=checkpoints.latest)
-        with closing(log), ahead(loader.batches(first)) as batches, watch.bar:
-            for step in range(first + 1, plan.steps + 1):
-                state, numbers = step_once(state, jnp.asarray(next(batches)), space)
+            restored, facts = checkpoints.restore(_template(states))
+            states = _placed(restored, states, groups, devices)
+            if facts["batches"] != int(states[0].step.reshape(-1)[0]):
+                raise ValueError(f"{config.out}: expected the step of its state, got {facts}")
+        first = int(np.asarray(states[0].step).reshape(-1)[0])
+        watch = Watch(config, groups, first, saved=checkpoints.latest, quiet=not chief)
+        with watch, rows.batches(first) as batches:
+            for step in range(first + 1, total + 1):
+                asked = time.perf_counter()
+                batch = next(batches)
+                watch.waited += time.perf_counter() - asked
+                numbers = []
+                for place, group in enumerate(groups):
+                    inputs = batch[rows.of(group)]
+                    states[place], one = steps[place](states[place], inputs, dials[place])
+                    every = group.members[0].config.resample
+                    if every and step % every == 0 and step < total:
+                        seeds = [member.config.seed for member in group.members]
+                        states[place] = resample.revive(
+                            states[place], inputs, group.recipe, seeds, step, devices
+                        )
+                    numbers.append(one)
                 # Asked once: a signal that comes later in this round waits for the next one.
-                stopping = bool(stop) and step < plan.steps
-                last = step == plan.steps or stopping
+                stopping = _stopping(stop, step, config) and step < total
+                last = step == total or stopping
                 saving = last or step % config.save_every == 0
-                watch.see(step, numbers, flush=saving, checkpoints=checkpoints)
+                watch.see(step, numbers, flush=saving, last_good=checkpoints.name)
+                measuring = last or step % config.eval_every == 0
+                if measuring and not stopping:
+                    measured = _measure(groups, states, held_out, watch, step, config.batch)
                 if saving:
-                    checkpoints.save(step, state, {"batches": step})
+                    score = _score(measured) if measuring and not stopping else None
+                    checkpoints.save(step, _template(states), {"batches": step}, score=score)
                     watch.saved = step
                 if stopping:
                     checkpoints.wait()
                     watch.bar.close()
                     tqdm.write(
-                        f"stopped at step {step} of {plan.steps}, saved in "
-                        f"{checkpoints.name(step)}; go on with --resume",
+                        f"stopped at step {step} of {total}, saved in {checkpoints.name(step)}; "
+                        "go on with --resume",
                         file=sys.stderr,
                     )
                     raise SystemExit(128 + (stop.signal or 0))
-                if last or step % config.eval_every == 0:
-                    log.write(**held_out.line(state.best, step, step * config.batch))
         checkpoints.wait()
+    if not measured:  # a finished run, asked to go on
+        measured = _measure(groups, states, held_out, None, total, config.batch)
 
-    summary: dict[str, Any] = {
+    pace = {
+        "seconds": round(time.perf_counter() - started, 2),
+        "rows_per_second": watch.rate,
+        "waited_for_rows": round(watch.waited / watch.seconds, 4),
+    }
+    whole = [mesh.collected(state) for state in states]
+    if len(found_members) > 1:
+        _save_members(groups, whole)
+    if not chief:
+        return {}
+    summaries = {}
+    for group, state in zip(groups, whole, strict=True):
+        for place, member in enumerate(group.members):
+            own = _one(state, group, place)
+            summary = _summary(member, own, measured.get(member.name), pace)
+            _finish(member, summary, alone=len(found_members) == 1)
+            summaries[member.name] = summary
+    if len(found_members) == 1:
+        print(f"run: {config.out}")
+        return summaries[found_members[0].name]
+    summaries = {one.name: summaries[one.name] for one in found_members}
+    return pareto.finish(config, summaries, pace)
+
+
+def first_state(member: Member, fitted: Fitted) -> TrainState:
+    """The state of a member before the first step; also the template that a checkpoint is read into."""
+    recipe = members.recipe_of(member)
+    mean = jnp.asarray(fitted.site.center, jnp.float32)
+    other = None
+    if fitted.target is not None:
+        other = jnp.asarray(fitted.target.center, jnp.float32)
+    key = jax.random.key(member.config.seed)
+    return update.initial_state(key, member.plan.m, mean=mean, recipe=recipe, out_mean=other)
+
+
+def _open_runs(config: TrainSAEConfig, store: Store, every: list[Member], chief: bool) -> bool:
+    """Make the run's folders, or see that they may be gone on with; whether there was a run."""
+    if jax.process_count() == 1:
+        return _open_all(config, store, every)
+    from jax.experimental import multihost_utils
+
+    answer, refusal = 0, None
+    if chief:
+        try:
+            answer = int(_open_all(config, store, every))
+        except (ValueError, OSError) as error:
+            answer, refusal = 2, error
+    # The others must hear of it too, or they would wait for ever.
+    answer = int(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+    if refusal is not None:
+        raise refusal
+    if answer == 2:
+        raise ValueError(f"process 0 refused to open {config.out}; see what it says")
+    return bool(answer)
+
+
+def _open_all(config: TrainSAEConfig, store: Store, every: list[Member]) -> bool:
+    sites = [source_of(store, one.config.site, steps=config.steps) for one in every]
+    description = _describe(every[0].config if len(every) == 1 else config, sites[0], every)
+    found = runs.open_run(config.out, description, resume=config.resume)
+    if len(every) > 1:
+        for one, source in zip(every, sites, strict=True):
+            one.config.out.mkdir(parents=True, exist_ok=True)
+            runs.write_json(one.config.out / runs.CONFIG, _describe(one.config, source, [one]))
+    return found
+
+
+def _describe(config: TrainSAEConfig, source: Source, every: list[Member]) -> dict[str, Any]:
+    description = runs.describe(
+        config,
+        source,
+        verb="train sae",
+        kind=config.kind,
+        resolved={**every[0].plan._asdict(), "prefixes": list(every[0].plan.prefixes)},
+        packages=("jaxdict", "jax", "flax", "optax", "orbax-checkpoint", "numpy"),
+    )
+    if len(every) > 1:
+        description["members"] = [one.name for one in every]
+    return description
+
+
+def _fit_all(groups: list[Group], store: Store, found: bool, chief: bool) -> list[Fitted]:
+    """The frozen normalizations of all groups, each fitted once, kept in the folder of every member."""
+    done: dict[str, Fitted] = {}
+    for group in groups:
+        new = Rows.of(group) not in done
+        if new:
+            done[Rows.of(group)] = fit_group(group, store, found, chief)
+        site, target = done[Rows.of(group)]
+        for member in group.members[1 if new else 0 :] if chief else []:
+            save_normalization(site, member.config.out / runs.NORMALIZATION)
+            if target is not None:
+                save_normalization(target, member.config.out / runs.TARGET_NORMALIZATION)
+    return [done[Rows.of(group)] for group in groups]
+
+
+def _step_of(group: Group, devices: Mesh | None) -> Any:
+    return update.make_update(group.recipe, members=group.stacked, mesh=devices)
+
+
+def _start(group: Group, fitted: Fitted, rows: Rows, devices: Mesh | None) -> TrainState:
+    states = []
+    for member in group.members:
+        state, loader = first_state(member, fitted), rows.loaders[group.site]
+        params = state.params
+        if member.config.init == "rows":
+            target = rows.loaders[member.config.target] if member.config.target else None
+            params = resample.from_rows(params, loader, fitted, target)
+            state = update.state_of(params, group.recipe)
+        if kinds.REGISTRY[member.config.kind].log_threshold:
+            start = resample.threshold_from_rows(params, loader, fitted, member.config.k)
+            state = update.state_of(params, group.recipe, threshold=start)
+        states.append(state)
+    state = states[0]
+    if group.stacked:
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return mesh.place_state(state, devices, members=group.stacked)
+
+
+def _dials(group: Group, fitted: Fitted, devices: Mesh | None) -> Dials:
+    every = [members.dials_of(member, fitted.out.variance) for member in group.members]
+    stacked = Dials(*(np.asarray(values, np.float32) for values in zip(*every, strict=True)))
+    if not group.stacked:
+        stacked = Dials(*(np.asarray(values[0]) for values in stacked))
+    return mesh.everywhere(jax.tree.map(jnp.asarray, stacked), devices)
+
+
+def _held_out(groups: list[Group], fitted: list[Fitted], store: Store) -> list[HeldOut]:
+    """Held-out rows of each group, read once a site and normalization."""
+    done: dict[str, HeldOut] = {}
+    for group, fit in zip(groups, fitted, strict=True):
+        if Rows.of(group) not in done:
+            target = None if fit.target is None else to_device(fit.target)
+            rows = HeldOut(group.members[0], store, to_device(fit.site), target)
+            done[Rows.of(group)] = rows
+    return [done[Rows.of(group)].of(group.members[0]) for group in groups]
+
+
+def _template(states: list[TrainState]) -> Any:
+    """What a checkpoint holds: the one state, or all of them by number."""
+    whole = [mesh.collected(state) for state in states]
+    return whole[0] if len(whole) == 1 else {str(i): one for i, one in enumerate(whole)}
+
+
+def _placed(
+    restored: Any, states: list[TrainState], groups: list[Group], devices: Mesh | None
+) -> list[TrainState]:
+    every = [restored] if len(states) == 1 else [restored[str(i)] for i in range(len(states))]
+    return [
+        jax.tree.map(jnp.asarray, state)
+        if devices is None
+        else mesh.place_state(state, devices, members=group.stacked)
+        for state, group in zip(every, groups, strict=True)
+    ]
+
+
+def _one(state: Any, group: Group, place: int) -> TrainState:
+    """One member's state out of a group's."""
+    return jax.tree.map(lambda leaf: leaf[place], state) if group.stacked else state
+
+
+def _stopping(stop: runs.Stop, step: int, config: TrainSAEConfig) -> bool:
+    """Whether to stop now; processes agree on it now and then, so that all stop at one step."""
+    if jax.process_count() == 1:
+        return bool(stop)
+    if step % config.log_every:
+        return False
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(bool(stop))).any())
+
+
+def _measure(
+    groups: list[Group],
+    states: list[TrainState],
+    held_out: list[HeldOut],
+    watch: Watch | None,
+    step: int,
+    batch: int,
+) -> dict[str, dict[str, Any]]:
+    """Held-out numbers of every member, written to its log."""
+    found: dict[str, dict[str, Any]] = {}
+    for group, state, held in zip(groups, states, held_out, strict=True):
+        if jax.process_count() > 1:
+            state = mesh.collected(state)
+        for place, member in enumerate(group.members):
+            line = held.line(_one(state, group, place).best(member.config.kind), step, step * batch)
+            found[member.name] = line
+            if watch is not None and member.name in watch.logs:
+                watch.logs[member.name].write(**line)
+    return found
+
+
+def _score(measured: dict[str, dict[str, Any]]) -> float | None:
+    """Mean held-out FVU of all members, None where there are no held-out rows."""
+    found = [line["fvu"] for line in measured.values() if "fvu" in line]
+    return float(np.mean(found)) if found else None
+
+
+def _summary(
+    member: Member, state: TrainState, line: dict[str, Any] | None, pace: dict[str, Any]
+) -> dict[str, Any]:
+    config, plan = member.config, member.plan
+    held = None
+    if line is not None and "note" not in line:
+        dropped = ("kind", "step", "rows", "measured_rows")
+        held = {"rows": line["measured_rows"]}
+        held |= {name: value for name, value in line.items() if name not in dropped}
+    return {
         "kind": config.kind,
         "site": config.site,
+        **({"target": config.target} if config.target else {}),
         "d": plan.d,
         "m": plan.m,
         "k": config.k,
@@ -155,151 +332,27 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
             "dead_share": float(np.mean(np.asarray(state.since_fired) >= config.dead_rows)),
             "dead_rows": config.dead_rows,
         },
-        "heldout": held_out.summary(state.best),
-        "seconds": round(time.perf_counter() - started, 2),
-        "rows_per_second": watch.rate,
+        "heldout": held,
+        **pace,
     }
+
+
+def _save_members(groups: list[Group], states: list[Any]) -> None:
+    """A checkpoint of its own for each member of a run of several; all processes take part."""
+    for group, state in zip(groups, states, strict=True):
+        for place, member in enumerate(group.members):
+            steps = member.plan.steps
+            with Checkpoints(member.config.out, keep=1) as own:
+                if own.latest != steps:
+                    own.save(steps, _one(state, group, place), {"batches": steps})
+
+
+def _finish(member: Member, summary: dict[str, Any], *, alone: bool) -> None:
+    """What a finished run leaves: its summary and its plot."""
+    config, plan = member.config, member.plan
     runs.write_json(config.out / runs.SUMMARY, summary)
     title = f"{config.kind} {config.site}, m={plan.m}, k={config.k}"
     plotted = curves.plot(config.out, title, curves.sae)
-    dead_share = summary["training"]["dead_share"]
-    runs.print_result(summary["heldout"], plotted, dead_share=dead_share)
-    print(f"run: {config.out}")
-    return summary
-
-
-def recipe_of(config: TrainSAEConfig, plan: Plan, normalization: Normalization) -> Recipe:
-    """All numbers of the training step."""
-    rate = update.Rate(plan.lr, plan.steps, config.warmup, config.decay)
-    adam = update.Adam(config.b1, config.b2, config.eps, config.clip)
-    return Recipe(
-        config.k,
-        normalization.variance,
-        config.aux,
-        plan.k_aux,
-        config.dead_rows,
-        config.ema,
-        rate,
-        adam,
-    )
-
-
-def fresh_state(config: TrainSAEConfig, plan: Plan, normalization: Normalization) -> TrainState:
-    """The state before the first step; also the template that a checkpoint is read into."""
-    mean = jnp.asarray(normalization.center, jnp.float32)
-    recipe = recipe_of(config, plan, normalization)
-    return update.initial_state(jax.random.key(config.seed), plan.m, mean=mean, recipe=recipe)
-
-
-def _normalization(config: TrainSAEConfig, source: Source, found: bool) -> Normalization:
-    """The run's frozen normalization, fitted with a progress bar."""
-    chosen = source.spread(config.fit_rows)
-    return fit_once(
-        config.out / runs.NORMALIZATION,
-        lambda: image_rows(watched(chosen, "normalization")),
-        config.normalize,
-        floor=config.eigenvalue_floor,
-        resume=found,
-    )
-
-
-class HeldOut:
-    """Rows of the validation split and how to measure weights on them; it only reads."""
-
-    def __init__(self, config: TrainSAEConfig, store: Store, space: Space) -> None:
-        """Read the rows, once."""
-        self.blocks: list[tuple[np.ndarray, np.ndarray]] = []
-        self.steps: tuple[int, ...] = ()
-        if len(store.indices("validation")):
-            source = source_of(store, config.site, split="validation", steps=config.steps)
-            source = source.spread(config.eval_rows)
-            self.blocks, self.steps = list(source.blocks()), source.steps
-        self._space, self._k = space, config.k
-
-    def summary(self, params: SAEParams) -> dict[str, Any] | None:
-        """Held-out numbers of some weights; None when the store has no validation images."""
-        if not self.blocks:
-            return None
-        report = partial(_report, params, self._space, k=self._k)
-        return metrics.measure(self.blocks, self.steps, report).summary()
-
-    def line(self, params: SAEParams, step: int, rows: int) -> dict[str, Any]:
-        """A line of metrics.jsonl."""
-        numbers = self.summary(params) or {"note": "the store has no validation images"}
-        measured = {"measured_rows": numbers.pop("rows", 0), **numbers}
-        return {"kind": "heldout", "step": step, "rows": rows, **measured}
-
-
-@partial(jax.jit, static_argnames="k")
-def _report(
-    params: SAEParams, space: Space, bits: jax.Array, weight: jax.Array, *, k: int
-) -> metrics.BatchReport:
-    x = bfloat16_rows(bits)
-    z = normalize(space, x)
-    codes, _ = sae.encode(params, z, k)
-    z_hat = sae.decode(codes, params.atoms, params.bias)
-    return metrics.BatchReport(
-        metrics.batch_sums(x, denormalize(space, z_hat), weight, space.mean),
-        metrics.batch_sums(z, z_hat, weight, params.bias),
-        metrics.fired(codes, len(params.atoms), weight),
-    )
-
-
-class Watch:
-    """Progress bar, metrics.jsonl and the check that the loss is finite. Changes no number."""
-
-    def __init__(
-        self, config: TrainSAEConfig, plan: Plan, log: runs.Log, first: int, *, saved: int | None
-    ) -> None:
-        """Start at optimizer step `first`."""
-        self._config, self._plan, self._log, self._first = config, plan, log, first
-        self._waiting: list[update.Metrics] = []
-        self._schedule = update.learning_rate(
-            update.Rate(plan.lr, plan.steps, config.warmup, config.decay)
-        )
-        self._started = time.perf_counter()
-        self._flushed = first
-        self.saved = saved
-        self.bar = tqdm(
-            total=plan.steps * config.batch,
-            initial=first * config.batch,
-            unit="row",
-            unit_scale=True,
-            desc=f"{config.kind} {config.site}",
-        )
-
-    @property
-    def rate(self) -> float | None:
-        """Rows a second so far, compilation and held-out measurements included."""
-        seen = (self._flushed - self._first) * self._config.batch
-        return round(seen / max(time.perf_counter() - self._started, 1e-9), 1) if seen else None
-
-    def see(
-        self, step: int, numbers: update.Metrics, *, flush: bool, checkpoints: Checkpoints
-    ) -> None:
-        """Take the numbers of a step; every `log_every` steps fetch, check and write them."""
-        self._waiting.append(numbers)
-        if not flush and step % self._config.log_every:
-            return
-        fetched = jax.device_get(self._waiting)
-        self._waiting = []
-        for before, one in enumerate(reversed(fetched)):
-            if not (np.isfinite(one.loss) and np.isfinite(one.gradient)):
-                raise ValueError(
-                    f"expected a finite loss, got {float(one.loss)} (gradient norm "
-                    f"{float(one.gradient)}) at step {step - before}; last good checkpoint: "
-                    f"{checkpoints.name(self.saved)}; start again with a lower --lr"
-                )
-        mean = update.Metrics(*(float(np.mean(values)) for values in zip(*fetched, strict=True)))
-        mean = mean._replace(dead=float(fetched[-1].dead))
-        self._log.write(
-            kind="train",
-            step=step,
-            rows=step * self._config.batch,
-            **mean._asdict(),
-            lr=float(self._schedule(step - 1)),
-            seconds=round(time.perf_counter() - self._started, 3),
-        )
-        self.bar.update((step - self._flushed) * self._config.batch)
-        self._flushed = step
-        self.bar.set_postfix_str(f"FVU {mean.loss:.3f} L0 {mean.l0:.1f} dead {mean.dead:.1%}")
+    if alone:
+        dead_share = summary["training"]["dead_share"]
+        runs.print_result(summary["heldout"], plotted, dead_share=dead_share)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxdict import losses, sae
+from jaxdict import kinds, losses, sae
 from jaxdict.codes import Codes
+from jaxdict.mesh import sharded
 from jaxdict.normalize import Space, bfloat16_rows, normalize
+from jaxdict.recipe import ALONE, Adam, Dials, How, Rate, Recipe, schedule
 from jaxdict.sae import SAEParams
+
+__all__ = ["Adam", "Batch", "Dials", "How", "Metrics", "Rate", "Recipe", "TrainState"]
 
 
 class TrainState(NamedTuple):
@@ -26,6 +31,7 @@ class TrainState(NamedTuple):
         step: int32 [], optimizer steps taken.
         since_fired: int32 [m], rows seen since each feature was last active.
         ema: moving average of the weights, or None.
+        threshold: float32 [], average of the smallest value that a batch kept; 0 where none is learned.
     """
 
     params: SAEParams
@@ -33,195 +39,255 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     since_fired: Int[Array, " m"]
     ema: SAEParams | None
+    threshold: Float[Array, ""]
 
-    @property
-    def best(self) -> SAEParams:
-        """The weights to use: the average where there is one, with unit atoms."""
-        return self.params if self.ema is None else sae.unit_norm(self.ema)
+    def best(self, kind: str) -> SAEParams:
+        """The weights to use: the average where there is one, unit atoms, the threshold of the kind."""
+        learned = kinds.REGISTRY[kind]
+        params = self.params if self.ema is None else sae.unit_norm(self.ema)
+        if learned.log_threshold:
+            assert params.threshold is not None
+            return params._replace(threshold=jnp.exp(params.threshold))
+        if learned.batch_threshold:
+            every = jnp.full(params.encoder_bias.shape, self.threshold)
+            return params._replace(threshold=every)
+        return params
+
+
+class Batch(NamedTuple):
+    """What a step is given.
+
+    Attributes:
+        bits: uint16 [n, d], bfloat16 bits of raw rows.
+        space: normalization of the site.
+        target_bits: uint16 [n, d_out], the rows that a transcoder predicts, or None.
+        target_space: normalization of the target's site, or None.
+    """
+
+    bits: Array
+    space: Space
+    target_bits: Array | None = None
+    target_space: Space | None = None
 
 
 class Metrics(NamedTuple):
     """Numbers of one step, scalars on the device.
 
     Attributes:
-        loss: reconstruction loss, the batch's FVU in the normalized space.
+        loss: reconstruction loss of all active atoms, the batch's FVU in the normalized space.
+        penalty: sparsity penalty as it was added to the loss.
         aux: AuxK loss, 0 while no feature is dead.
         l0: mean active atoms a row.
+        full: share of rows all of whose slots are taken; of a kind without fixed slots they may be cut.
         dead: share of features that have not fired for `dead_rows` rows.
         gradient: global norm of the gradient before clipping.
     """
 
-    loss: Array | float
-    aux: Array | float
-    l0: Array | float
-    dead: Array | float
-    gradient: Array | float
-
-
-class Rate(NamedTuple):
-    """A learning-rate schedule in numbers.
-
-    Attributes:
-        peak: largest rate.
-        steps: optimizer steps of the whole run.
-        warmup: steps of linear warm-up.
-        decay: share of the run, at its end, over which the rate falls to 0; 0 for none.
-    """
-
-    peak: float
-    steps: int
-    warmup: int
-    decay: float
-
-
-class Adam(NamedTuple):
-    """Adam in numbers, and the largest global norm of the gradient before it (0: any)."""
-
-    b1: float
-    b2: float
-    eps: float
-    clip: float
-
-
-class Recipe(NamedTuple):
-    """The fixed numbers of a step, all resolved; two equal recipes share one compiled step.
-
-    Attributes:
-        k: active atoms a row.
-        variance: total variance of normalized training rows.
-        aux: weight of the AuxK loss.
-        k_aux: slots of the AuxK codes; 0 for no such loss.
-        dead_rows: rows without firing that make a feature dead.
-        ema: decay of the average, 0 for none.
-        rate: learning rate.
-        adam: optimizer.
-    """
-
-    k: int
-    variance: float
-    aux: float
-    k_aux: int
-    dead_rows: int
-    ema: float
-    rate: Rate
-    adam: Adam
-
-
-def learning_rate(rate: Rate) -> Callable[[Any], Array]:
-    """Linear warm-up, flat, then linear to 0: a function of the step (from 0)."""
-
-    def at(step: Any) -> Array:
-        up = (step + 1) / max(1, rate.warmup)
-        down = (rate.steps - step) / (rate.decay * rate.steps) if rate.decay > 0 else 1.0
-        return rate.peak * jnp.clip(jnp.minimum(up, down), 0.0, 1.0)
-
-    return at
+    loss: Any
+    penalty: Any
+    aux: Any
+    l0: Any
+    full: Any
+    dead: Any
+    gradient: Any
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Adam behind an optional clip of the gradient's global norm."""
+    """Adam's direction; the clip comes before it and the learning rate after it, in the step."""
     adam = recipe.adam
-    parts = [optax.clip_by_global_norm(adam.clip)] if adam.clip else []
-    moments = optax.scale_by_adam(adam.b1, adam.b2, adam.eps)
-    return optax.chain(*parts, moments, optax.scale_by_learning_rate(learning_rate(recipe.rate)))
+    return optax.scale_by_adam(adam.b1, adam.b2, adam.eps)
 
 
-def initial_state(key: Array, m: int, *, mean: Array, recipe: Recipe) -> TrainState:
+def initial_state(
+    key: Array, m: int, *, mean: Array, recipe: Recipe, out_mean: Array | None = None
+) -> TrainState:
     """A state before the first step; no two of its arrays share memory, so it may be donated."""
-    params = sae.initial_params(key, m, mean=mean)
+    params = sae.initial_params(key, m, mean=mean, out_mean=out_mean)
+    return state_of(params, recipe)
+
+
+def state_of(params: SAEParams, recipe: Recipe, *, threshold: float = 1.0) -> TrainState:
+    """The state before the first step, with weights to start from and jumprelu's first threshold."""
+    if kinds.REGISTRY[recipe.kind].log_threshold:
+        start = jnp.full(params.encoder_bias.shape, jnp.log(threshold), jnp.float32)
+        params = params._replace(threshold=start)
     average = jax.tree.map(jnp.copy, params) if recipe.ema else None
-    zero, none = jnp.zeros((), jnp.int32), jnp.zeros(m, jnp.int32)
-    return TrainState(params, optimizer(recipe).init(params), zero, none, average)
+    zero, none = jnp.zeros((), jnp.int32), jnp.zeros(params.encoder_bias.shape, jnp.int32)
+    moments = optimizer(recipe).init(params)  # pyright: ignore[reportArgumentType]
+    return TrainState(params, moments, zero, none, average, jnp.zeros(()))
 
 
 def loss(
-    params: SAEParams, z: Float[Array, "n d"], dead: Array | None, recipe: Recipe, k_aux: int
-) -> tuple[Array, tuple[Codes, Array, Array]]:
-    """Training loss of a batch: reconstruction plus aux times AuxK.
+    params: SAEParams,
+    z: Float[Array, "n d"],
+    y: Float[Array, "n d_out"],
+    dead: Array | None,
+    recipe: Recipe,
+    dials: Dials,
+    k_aux: int,
+) -> tuple[Array, tuple[kinds.Active, Array, Array]]:
+    """Training loss of a batch: reconstruction, sparsity penalty and AuxK.
 
     Args:
         params: the weights.
         z: normalized rows.
+        y: what they are to be rebuilt as: themselves, or a transcoder's target.
         dead: bool [m], features that the AuxK loss revives; None where k_aux is 0.
         recipe: fixed numbers.
+        dials: further numbers.
         k_aux: slots of AuxK codes, 0 for none.
 
     Returns:
-        The loss, and (codes, reconstruction loss, AuxK loss).
+        The loss, and (what was active, reconstruction loss of all of it, AuxK loss).
     """
-    codes, aux_codes = sae.encode(params, z, recipe.k, dead=dead, k_aux=k_aux)
-    z_hat = sae.decode(codes, params.atoms, params.bias)
-    main = losses.reconstruction_loss(z, z_hat, variance=recipe.variance)
-    if aux_codes is None:
-        return main, (codes, main, jnp.zeros(()))
-    aux = losses.auxk_loss(z - z_hat, sae.decode(aux_codes, params.atoms, None))
-    return main + recipe.aux * aux, (codes, main, aux)
+    kind = kinds.REGISTRY[recipe.kind]
+    active = kind.active(params, z, recipe, dials, dead=dead, k_aux=k_aux)
+    learned, y_hat = kind.error(params, active.codes, y, recipe, dials)
+    main = losses.reconstruction_loss(y, y_hat, variance=dials.variance)
+    learned = learned + active.penalty
+    if active.aux_codes is None or dead is None:
+        return learned, (active, main, jnp.zeros(()))
+    how = recipe.how
+    there = jnp.sum(dead, dtype=jnp.float32)
+    if how.features is not None:
+        there = jax.lax.psum(there, how.features)
+    aux = losses.auxk_loss(
+        y - y_hat,
+        sae.decode(active.aux_codes, params.atoms, None, how=how),
+        form=recipe.aux_form,
+        variance=dials.variance,
+        share=jnp.minimum(there / k_aux, 1.0),
+        over=how.data,
+    )
+    return learned + dials.aux * aux, (active, main, aux)
 
 
-def count_rows(since_fired: Int[Array, " m"], codes: Codes) -> Int[Array, " m"]:
+def count_rows(since_fired: Int[Array, " m"], codes: Codes, how: How = ALONE) -> Int[Array, " m"]:
     """Rows since each feature was last active, exact to the row.
 
     Args:
         since_fired: int32 [m] before the batch.
-        codes: the batch, in order; n rows.
+        codes: the batch, in order; n rows. On a mesh this device's rows: the devices' follow each other.
+        how: axes of the mesh.
 
     Returns:
         int32 [m] after it: n - 1 - (last row where it fired), or n more than before (saturating).
     """
-    n = codes.values.shape[0]
-    place = jnp.arange(1, n + 1, dtype=jnp.int32)[:, None]
-    last = jnp.zeros_like(since_fired)
-    last = last.at[codes.indices].max(jnp.where(codes.values > 0, place, 0))
+    n, m = codes.values.shape[0], since_fired.shape[0]
+    place, own = sae.own_slots(how, codes.indices, m)
+    order = jnp.arange(1, n + 1, dtype=jnp.int32)[:, None]
+    if how.data is not None:
+        order = order + jax.lax.axis_index(how.data) * n
+        n = n * jax.lax.axis_size(how.data)
+    fired = own & (codes.values > 0)
+    last = jnp.zeros_like(since_fired).at[place].max(jnp.where(fired, order, 0), mode="drop")
+    if how.data is not None:
+        last = jax.lax.pmax(last, how.data)
     waited = jnp.minimum(since_fired, jnp.iinfo(jnp.int32).max - n) + n
     return jnp.where(last > 0, n - last, waited)
 
 
-@lru_cache(maxsize=16)
+def _norm(gradient: SAEParams, how: How) -> Array:
+    """Global norm of a gradient whose atoms may be split over devices."""
+    split = jnp.sum(jnp.square(gradient.encoder)) + jnp.sum(jnp.square(gradient.atoms))
+    split = split + jnp.sum(jnp.square(gradient.encoder_bias))
+    if gradient.threshold is not None:
+        split = split + jnp.sum(jnp.square(gradient.threshold))
+    if how.features is not None:
+        split = jax.lax.psum(split, how.features)
+    whole = jnp.sum(jnp.square(gradient.bias))
+    if gradient.out_bias is not None:
+        whole = whole + jnp.sum(jnp.square(gradient.out_bias))
+    return jnp.sqrt(split + whole)
+
+
+def _step(
+    state: TrainState, batch: Batch, dials: Dials, revive: Array, *, recipe: Recipe
+) -> tuple[TrainState, Metrics]:
+    """One step of one model; `revive` says whether any feature is dead, so that AuxK is worth its time."""
+    how, rate, adam = recipe.how, recipe.rate, recipe.adam
+    z = normalize(batch.space, bfloat16_rows(batch.bits))
+    y = z
+    if batch.target_bits is not None:
+        assert batch.target_space is not None
+        y = normalize(batch.target_space, bfloat16_rows(batch.target_bits))
+    dead = state.since_fired >= recipe.dead_rows
+    ramp = jnp.minimum((state.step + 1) / max(1, recipe.ramp), 1.0)
+    now = dials._replace(sparsity=dials.sparsity * ramp)
+    slope = jax.grad(loss, has_aux=True)
+
+    def plain(params: SAEParams) -> tuple:
+        return slope(params, z, y, None, recipe, now, 0)
+
+    def reviving(params: SAEParams) -> tuple:
+        gradient, (active, main, aux) = slope(params, z, y, dead, recipe, now, recipe.k_aux)
+        return gradient, (active._replace(aux_codes=None), main, aux)
+
+    if recipe.k_aux:
+        gradient, out = jax.lax.cond(revive, reviving, plain, state.params)
+    else:
+        gradient, out = plain(state.params)
+    active, main, aux = out
+    penalty = active.penalty
+    # Not from the last slot: XLA knows a top-k only as long as nothing slices its result again, and sorts
+    # whole rows otherwise (191 ms a step instead of 21 at (n, d, m, k) = (1024, 128, 1024, 16)).
+    taken = jnp.sum(active.codes.values > 0, axis=1, dtype=jnp.int32)
+    full = jnp.mean(taken == active.codes.values.shape[1], dtype=jnp.float32)
+    l0 = jnp.mean(taken, dtype=jnp.float32)
+    if how.data is not None:
+        gradient, main, penalty, aux, full, l0 = jax.lax.pmean(
+            (gradient, main, penalty, aux, full, l0), how.data
+        )
+    gradient = sae.remove_parallel(gradient, state.params)
+    norm = _norm(gradient, how)
+    if adam.clip:
+        shrink = jnp.where(norm > adam.clip, adam.clip / norm, 1.0)
+        gradient = jax.tree.map(lambda leaf: leaf * shrink, gradient)
+    adam_step: Any = optimizer(recipe).update
+    change, moments = adam_step(gradient, state.optimizer)
+    lr = dials.lr * schedule(rate)(state.step)
+    moved = jax.tree.map(lambda old, new: old - lr * new, state.params, change)
+    params = sae.unit_norm(moved)
+    since_fired = count_rows(state.since_fired, active.codes, how)
+    # Short memory at first, so that the random start is forgotten.
+    young = (1.0 + state.step) / (10.0 + state.step)
+    ema = state.ema
+    if ema is not None:
+        decay = jnp.minimum(recipe.ema, young)
+        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
+    kept = jnp.minimum(0.999, jnp.where(state.step == 0, 0.0, young))
+    threshold = state.threshold + (1 - kept) * (active.threshold - state.threshold)
+    share = jnp.mean(since_fired >= recipe.dead_rows, dtype=jnp.float32)
+    if how.features is not None:
+        share = jax.lax.pmean(share, how.features)
+    metrics = Metrics(main, penalty, aux, l0, full, share, norm)
+    return TrainState(params, moments, state.step + 1, since_fired, ema, threshold), metrics
+
+
+@lru_cache(maxsize=32)
 def make_update(
-    recipe: Recipe,
-) -> Callable[[TrainState, Array, Space], tuple[TrainState, Metrics]]:
+    recipe: Recipe, *, members: int = 0, mesh: Mesh | None = None
+) -> Callable[[TrainState, Batch, Dials], tuple[TrainState, Metrics]]:
     """Build the jitted step; the state it is given is donated.
 
     Args:
-        recipe: fixed numbers.
+        recipe: fixed numbers; with a mesh, `recipe.how` names its axes.
+        members: how many states are stacked on a first axis, each with its own dials; 0 for one
+            that is not stacked. All of them see the same rows.
+        mesh: devices to split rows and atoms over.
 
     Returns:
-        update(state, bits uint16 [n, d], space) -> (state, metrics). It compiles once.
+        update(state, batch, dials) -> (state, metrics). It compiles once.
     """
-    tx = optimizer(recipe)
+    one: Any = partial(_step, recipe=recipe)
+    if members:
+        one = jax.vmap(one, in_axes=(0, None, 0, None))
+    if mesh is not None:
+        one = sharded(one, mesh, members=members)
 
-    def update(state: TrainState, bits: Array, space: Space) -> tuple[TrainState, Metrics]:
-        z = normalize(space, bfloat16_rows(bits))
-        dead = state.since_fired >= recipe.dead_rows
-        slope = jax.grad(loss, has_aux=True)
-
-        def plain(params: SAEParams) -> tuple:
-            return slope(params, z, None, recipe, 0)
-
-        def reviving(params: SAEParams) -> tuple:
-            return slope(params, z, dead, recipe, recipe.k_aux)
-
-        if recipe.k_aux and recipe.aux:
-            gradient, out = jax.lax.cond(jnp.any(dead), reviving, plain, state.params)
-        else:
-            gradient, out = plain(state.params)
-        codes, main, aux = out
-        gradient = sae.remove_parallel(gradient, state.params)
-        change, moments = tx.update(gradient, state.optimizer, state.params)
-        params = sae.unit_norm(optax.apply_updates(state.params, change))  # pyright: ignore
-        since_fired = count_rows(state.since_fired, codes)
-        ema = state.ema
-        if ema is not None:
-            # Short memory at first, so that the random start is forgotten.
-            decay = jnp.minimum(recipe.ema, (1.0 + state.step) / (10.0 + state.step))
-            ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
-        metrics = Metrics(
-            main,
-            aux,
-            jnp.mean(jnp.sum(codes.values > 0, axis=1, dtype=jnp.float32)),
-            jnp.mean(since_fired >= recipe.dead_rows, dtype=jnp.float32),
-            optax.global_norm(gradient),
-        )
-        return TrainState(params, moments, state.step + 1, since_fired, ema), metrics
+    def update(state: TrainState, batch: Batch, dials: Dials) -> tuple[TrainState, Metrics]:
+        # Over all members at once: inside vmap both branches of the choice would be computed.
+        revive = jnp.any(state.since_fired >= recipe.dead_rows)
+        return one(state, batch, dials, revive)
 
     return jax.jit(update, donate_argnums=0)

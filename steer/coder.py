@@ -1,8 +1,8 @@
 """A dictionary in torch: the same encode and decode as `jaxdict.coder`, on raw activations.
 
-`topk`: a linear encoder, ReLU, the k largest kept. `itda`: gradient pursuit on unit atoms in the
-normalized space. Both compute in blocks of rows and decode with a gather-and-add kernel, so that
-neither [n, m] for all rows nor [n, k, d] is ever held.
+`itda`: gradient pursuit on unit atoms in the normalized space. Every other kind: a linear encoder,
+ReLU above a threshold, the k largest kept. All compute in blocks of rows and decode with a
+gather-and-add kernel, so that neither [n, m] for all rows nor [n, k, d] is ever held.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jaxdict.export import Dictionary, load_dictionary
+from jaxdict.export import ENCODER_KINDS, Dictionary, load_dictionary
 from steer.pursuit import combine, gradient_pursuit
 
 _BLOCK = 2**26
@@ -46,7 +46,10 @@ class Codes(NamedTuple):
 
 
 class Coder:
-    """Encodes raw activations x [..., d] to codes and back.
+    """Encodes raw activations x [..., d] to codes, and decodes these to activations [..., d_out].
+
+    d_out = d, and what is decoded is x again; except in a transcoder, which decodes to the
+    activations of its target site.
 
     Args:
         dictionary: what `jaxdict.export.load_dictionary` returns.
@@ -55,6 +58,7 @@ class Coder:
 
     Attributes:
         dictionary: the dictionary as it came.
+        m, d, d_out, k: its sizes.
         typical: [m], mean value of each feature where it is active.
 
     Raises:
@@ -76,11 +80,13 @@ class Coder:
             )
         self.dictionary = dictionary
         self.device, self.dtype = torch.device(device), dtype
-        self.m, self.d, self.k = dictionary.m, dictionary.d, int(dictionary.k)
+        self.m, self.k = dictionary.m, int(dictionary.k)
+        self.d, self.d_out = dictionary.d, dictionary.d_out
         self.atoms = torch.tensor(dictionary.atoms, device=self.device, dtype=self.dtype)
         self.bias = self._tensor(dictionary.bias)
         self.encoder = self._tensor(dictionary.encoder)
         self.encoder_bias = self._tensor(dictionary.encoder_bias)
+        self.threshold = self._tensor(dictionary.threshold)
         self.mean = self._tensor(dictionary.mean)
         self.transform = self._tensor(dictionary.transform)
         self.inverse = self._tensor(dictionary.inverse)
@@ -117,8 +123,8 @@ class Coder:
     def encode(self, x: Tensor) -> Codes:
         """Codes of raw activations.
 
-            topk:  TopK_k(ReLU(encoder x + encoder_bias))
-            itda:  gradient pursuit of (x - mean) transform on the atoms, k steps, non-negative
+            itda:   gradient pursuit of (x - mean) transform on the atoms, k steps, non-negative
+            others: TopK_k(where(pre > threshold, ReLU(pre), 0)),  pre = encoder x + encoder_bias
 
         Args:
             x: [..., d] of any dtype, raw activations.
@@ -129,7 +135,7 @@ class Coder:
         Raises:
             ValueError: the last dimension of x is not d.
 
-        Source: arXiv 2505.24360 (TopK), Blumensath & Davies 2008 (gradient pursuit); equal to
+        Source: see `jaxdict.dictionary`; Blumensath & Davies 2008 (gradient pursuit). Equal to
         `jaxdict.coder.encode`.
         """
         if x.shape[-1:] != (self.d,):
@@ -147,9 +153,9 @@ class Coder:
         return Codes(indices.reshape(shape), values.reshape(shape))
 
     def decode(self, codes: Codes) -> Tensor:
-        """The reconstruction x_hat [..., d] of codes [..., k], in raw activations.
+        """The reconstruction x_hat [..., d_out] of codes [..., k], in raw activations.
 
-        topk:  sum_j e_j atoms_j + bias;    itda:  (sum_j e_j atoms_j) inverse + mean
+        itda:  (sum_j e_j atoms_j) inverse + mean;    others:  sum_j e_j atoms_j + bias
         """
         shape = codes.values.shape
         flat = combine(
@@ -159,7 +165,7 @@ class Coder:
         for offset in (self.bias, self.mean):
             if offset is not None:
                 flat = flat + offset
-        return flat.reshape(*shape[:-1], self.d)
+        return flat.reshape(*shape[:-1], self.d_out)
 
     def activation(self, x: Tensor, feature: int) -> Tensor:
         """The value of one feature in the codes of x: [..., d] -> [...], 0 where not active."""
@@ -168,7 +174,7 @@ class Coder:
         return torch.where(codes.indices == feature, codes.values, 0).sum(-1)
 
     def raw_atom(self, feature: int) -> Tensor:
-        """What one unit of a feature adds to the raw activation, [d]."""
+        """What one unit of a feature adds to the raw activation that is decoded, [d_out]."""
         self.check_feature(feature)
         return _apply(self.atoms[feature], self.inverse)
 
@@ -184,10 +190,13 @@ class Coder:
         return None if array is None else torch.tensor(array, device=self.device, dtype=self.dtype)
 
 
-def _encode_topk(coder: Coder, x: Tensor) -> Codes:
-    assert coder.encoder is not None  # Dictionary holds this for kind topk
-    pre = F.linear(x, coder.encoder, coder.encoder_bias).relu_()
-    values, indices = pre.topk(coder.k, dim=-1, sorted=True)
+def _encode_linear(coder: Coder, x: Tensor) -> Codes:
+    assert coder.encoder is not None  # Dictionary holds this for every kind with an encoder
+    pre = F.linear(x, coder.encoder, coder.encoder_bias)
+    # A threshold is never below 0: what exceeds it is its own ReLU.
+    low = coder.threshold
+    active = pre.relu_() if low is None else pre.masked_fill_(~(pre > low), 0)
+    values, indices = active.topk(coder.k, dim=-1, sorted=True)
     return Codes(torch.where(values > 0, indices, 0), values)
 
 
@@ -197,7 +206,7 @@ def _encode_itda(coder: Coder, x: Tensor) -> Codes:
 
 
 _ENCODERS: dict[str, Callable[[Coder, Tensor], Codes]] = {
-    "topk": _encode_topk,
+    **dict.fromkeys(ENCODER_KINDS, _encode_linear),
     "itda": _encode_itda,
 }
 

@@ -135,8 +135,8 @@ def steering(
             random directions.
 
     Raises:
-        ValueError: a feature, site or unit that does not exist; or, while a picture is made, a
-            region that does not fit its tokens, or activations of another width than the
+        ValueError: a feature, site or unit that does not exist; a transcoder; or, while a picture
+            is made, a region that does not fit its tokens, or activations of another width than the
             dictionary's.
     """
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
@@ -152,9 +152,10 @@ def group_edits(
     """Edits by the site they act at: that of the card, or `site`, in the stream each edit asks for.
 
     Raises:
-        ValueError: a feature, unit or site that does not exist, or a region on text tokens.
+        ValueError: a feature, unit or site that does not exist, a region on text tokens, or a
+            transcoder.
     """
-    where = parse_site(site or card_site(coder))
+    where = parse_site(editing_site(coder, site))
     groups: dict[str, list[Edit]] = {}
     for edit in edits:
         coder.check_feature(edit.feature)
@@ -314,9 +315,22 @@ def _cover(region: Any, rows: Tensor, moment: Moment) -> Tensor:
     return (mask[..., y.clamp(max=h - 1), x.clamp(max=w - 1)] & own).expand(batch, tokens)
 
 
-def card_site(coder: Coder) -> str:
-    """The site in the dictionary's card."""
-    site = coder.dictionary.card.get("site")
+def editing_site(coder: Coder, site: str | None = None) -> str:
+    """Where activations are changed: `site`, or None for the one in the dictionary's card.
+
+    Raises:
+        ValueError: neither names a site; or the dictionary is a transcoder: where codes are read at
+            another site than they rebuild, x + decode(edited codes) - decode(codes) means nothing.
+    """
+    card = coder.dictionary.card
+    if coder.dictionary.transcoder:
+        raise ValueError(
+            "expected a dictionary that rebuilds the site it reads, got a transcoder from "
+            f"{card.get('site', 'unknown')} to {card['target']}, whose decoded codes belong to "
+            "another site than the activation they were read from; steer and splice with an SAE or "
+            "an ITDA dictionary of the site"
+        )
+    site = site or card.get("site")
     if not site:
         raise ValueError("expected a site in the dictionary's card, found none; give site=...")
     return site

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steer.coder import Coder
 from steer.edits import check_steps
-from steer.hooks import Moment, card_site, changing, check_width
+from steer.hooks import Moment, changing, check_width, editing_site
 
 
 @contextmanager
@@ -31,9 +31,10 @@ def splicing(
         steps: (start, stop) denoising steps; None for all.
 
     Raises:
-        ValueError: a site the model does not have, or activations of another width than the
-            dictionary's.
+        ValueError: a site the model does not have, activations of another width than the
+            dictionary's, or a transcoder, which rebuilds another site than it reads.
     """
+    where = editing_site(coder, site)
     span = None if steps is None else check_steps(steps)
 
     def change(rows: Tensor, moment: Moment) -> Tensor | None:
@@ -44,7 +45,7 @@ def splicing(
         coder = coder.to(rows.device)
         return coder.decode(coder.encode(rows)).float() - rows.float()
 
-    with changing(pipe, {site or card_site(coder): change}):
+    with changing(pipe, {where: change}):
         yield
 
 

@@ -36,6 +36,7 @@ GROUND_FLOOR = {
     "harvest/statistics.py": {"numpy"},
     "harvest/location.py": {"zarr", "obstore"},
     "harvest/verify.py": {"numpy", "zarr", "tqdm"},
+    "jaxdict/dictionary.py": {"numpy"},
     "jaxdict/export.py": {"numpy", "safetensors"},
 }
 

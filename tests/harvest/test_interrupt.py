@@ -1,9 +1,11 @@
 """What goes wrong in the middle: kills, full disks, wrong places. Nothing that was finished is lost."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from harvest.config import HarvestConfig
@@ -124,9 +126,43 @@ except OSError as error:
     same_files(config.out, full.path)
 
 
+@pytest.mark.parametrize(
+    ("what", "limit", "line"),
+    [
+        ("making", 4_000, r"the store .*/store cannot be made: .*File too large"),
+        (
+            "text",
+            20_000,
+            r"encoded prompts could not be written to .*/\.store\.text: .*File too large",
+        ),
+    ],
+)
+def test_a_disk_that_is_full_before_the_first_image_is_told_in_one_line(
+    tmp_path, what, limit, line
+):
+    letters = np.random.default_rng(0).integers(97, 123, (40, 9_000 if what == "making" else 50))
+    (tmp_path / "p.txt").write_bytes(b"\n".join(row.astype(np.uint8).tobytes() for row in letters))
+    flags = ["harvest", "--prompts", str(tmp_path / "p.txt"), "--steps", "1", "--device", "cpu"]
+    flags += ["--images-per-shard", "1" if what == "making" else "8", "--offload", "text"]
+    flags += ["--max-sequence-length", "16", "--no-pictures", "--out", str(tmp_path / "out/store")]
+    code = f"""
+import resource, sys
+sys.path[:0] = {sys.path!r}
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+from jaxdict.cli import main
+main({flags!r})
+"""
+    done = run(code)
+    assert done.returncode == 2
+    told = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and "%|" not in line]
+    assert len(told) == 1 and re.match("jaxdict: " + line, told[0]), done.stderr
+    left = [path.name for path in tmp_path.rglob("*") if path.name.endswith((".new", ".partial"))]
+    assert not left
+
+
 def test_a_place_that_cannot_be_written_is_told_in_one_line(config, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(OSError, match=r"the store .*file/store cannot be made: "):
+    with pytest.raises(OSError, match=r"file/store cannot be made: .*file is, or lies in, a file"):
         harvest(replace(config, out=tmp_path / "file" / "store"))
 
 

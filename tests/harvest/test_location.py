@@ -100,6 +100,29 @@ def test_nothing_and_no_bucket_are_told(bucket):
         open_store("ftp://host/x")
 
 
+def test_a_server_that_goes_away_is_told_in_one_line(bucket, monkeypatch):
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="brief")
+    spec = make_spec()
+    activations, pictures = content(spec)
+    writer = create_store("s3://brief/x", spec)
+    write(writer, 0, activations, pictures)
+    store = open_store("s3://brief/x")
+    assert store.done.any()
+    server.stop()
+    with pytest.raises(OSError, match=r"images 4 to 7 could not be written to s3://brief/x: "):
+        write(writer, 1, activations, pictures)
+    with pytest.raises(ValueError, match=r"sites/double.2.txt, .* s3://brief/x cannot be read"):
+        store.read("double.2.txt", [0])
+
+
 @pytest.mark.parametrize(
     ("given", "shown"),
     [

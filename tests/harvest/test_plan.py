@@ -1,5 +1,6 @@
 """What a harvest keeps of what a model computes: chosen steps, sampled tokens, no more work than asked for."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -142,8 +143,33 @@ def test_a_dry_run_tells_the_size_and_writes_nothing(whole, tmp_path, capsys):
     parts = (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
     parameters = sum(p.numel() for part in parts for p in part.parameters())
     assert result["model_bytes"] == pytest.approx(4 * parameters, rel=0.02)
+    parameters = sum(p.numel() for part in parts[:2] for p in part.parameters())
+    apart = harvest(replace(config, out=tmp_path / "s", dry_run=True, offload="text"))
+    assert apart["model_bytes"] == pytest.approx(4 * parameters, rel=0.02)
     told = capsys.readouterr().out
     assert f"{rows:,} at 3 sites" in told and "are free" in told
+
+
+def test_a_dry_run_of_a_model_of_the_hub_needs_its_settings_alone(
+    whole, tmp_path, monkeypatch, random_folder
+):
+    """As in the cache of the hub after only the settings were fetched."""
+    config, _ = whole
+    expected = harvest(replace(config, out=tmp_path / "s", dry_run=True))
+    repository = tmp_path / "models--someone--tiny-flux"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    no_weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(random_folder, repository / "snapshots" / revision, ignore=no_weights)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub = replace(config, out=tmp_path / "s", model="someone/tiny-flux", dry_run=True)
+    kept = ("rows", "store_bytes", "model_bytes", "buffer_bytes", "flops")
+    found = harvest(hub)
+    assert {name: found[name] for name in kept} == {name: expected[name] for name in kept}
+    with pytest.raises(ValueError, match="expected a whole FLUX pipeline at someone/tiny-flux"):
+        harvest(replace(hub, dry_run=False))
 
 
 def test_the_buffer_bounds_batches_and_shards(random_model, tmp_path):
@@ -161,7 +187,7 @@ def test_the_buffer_bounds_batches_and_shards(random_model, tmp_path):
     ("change", "message"),
     [
         ({"capture_steps": "0,x"}, "--capture-steps: expected all, or numbers such as 0,2"),
-        ({"capture_steps": "3"}, "--capture-steps: expected numbers below the 3 steps, got 3"),
+        ({"capture_steps": "3"}, "--capture-steps: expected numbers from 0 to 2, got 3"),
         ({"chunk_mb": 0.0}, "--chunk-mb: expected more than 0 MB"),
         ({"tokens_per_image": -1}, "--tokens-per-image: expected 0 or more"),
         ({"offload": "model"}, "expected a GPU for --offload model, got device cpu"),

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from harvest.store import StoreSpec, create_store, open_store
 from interp.build import build_index
 from interp.config import IndexConfig
 from interp.gather import Gatherer, HeatMaps, example_ranks
 from interp.index import FILES, load_index
 from interp.words import split_words, telling_words
+from jaxdict.export import Dictionary, save_dictionary
 from steer.coder import Coder
+from tests.reference import coder as slow
 
 
 def dense_codes(world, name, site, images):
@@ -189,6 +192,55 @@ def test_itda_keeps_its_sources(world, tmp_path):
     source = Coder.from_pretrained(world.root / "itda").dictionary.source
     np.testing.assert_array_equal(index.source, source)
     assert index.facts["source_prompts"] == [world.store.prompts[i] for i in source[:, 0]]
+
+
+def test_a_transcoder_is_indexed_at_its_input_and_measured_at_its_target(tmp_path):
+    rng = np.random.default_rng(3)
+    site, target, shape = "double.0.img", "double.0.img.mlp", (10, 2, 4)
+    x, y = (rng.standard_normal((*shape, d)).astype(np.float32) for d in (5, 7))
+    spec = StoreSpec(
+        sites={site: (4, 5), target: (4, 7)},
+        images=10,
+        steps=2,
+        prompts=[f"prompt {image}" for image in range(10)],
+        seeds=list(range(10)),
+        split=[image % 2 for image in range(10)],
+        sigmas=[1.0, 0.5],
+        timesteps=[1000.0, 500.0],
+        grid=(2, 2),
+    )
+    store_path = tmp_path / "store"
+    writer = create_store(store_path, spec)
+    for shard in writer.pending():
+        part = writer.images_of(shard)
+        writer.write(shard, {site: x[part], target: y[part]})
+    encoder, atoms = (rng.standard_normal((12, d)).astype(np.float32) for d in (5, 7))
+    zeros, bias = np.zeros(12, np.float32), np.ones(7, np.float32)
+
+    def index_of(target):
+        threshold = np.linspace(0, 2, 12, dtype=np.float32)
+        card = {"site": site, "target": target}
+        dictionary = Dictionary(
+            "jumprelu", 6, atoms, bias, encoder, zeros, threshold, typical=zeros, card=card
+        )
+        save_dictionary(dictionary, tmp_path / "transcoder")
+        out = tmp_path / "index"
+        build_index(IndexConfig(dictionary=tmp_path / "transcoder", store=store_path, out=out))
+        return dictionary, load_index(out)
+
+    dictionary, index = index_of(target)
+    store = open_store(store_path)
+    held = store.indices("validation")
+    dense = slow.encode(dictionary, store.read(site, images=held).reshape(-1, 5))
+    np.testing.assert_allclose(index.maximum, dense.max(0), rtol=1e-5)
+    rows = store.read(target, images=held).reshape(-1, 7).astype(np.float64)
+    error = np.square(rows - slow.decode(dictionary, dense)).sum()
+    wanted = error / np.square(rows - rows.mean(0)).sum()
+    assert index.facts["fvu"] == pytest.approx(wanted, rel=1e-5)
+    # A store without the target says when features fire all the same.
+    _, other = index_of("double.9.img")
+    assert other.facts["fvu"] is None
+    np.testing.assert_array_equal(other.maximum, index.maximum)
 
 
 def test_text_stream(world, tmp_path):

@@ -21,8 +21,13 @@ def write_planted_store(
     true: int = 24,
     seed: int = 0,
     validation: int = 5,
+    more: dict[str, tuple[int, int]] | None = None,
 ) -> Path:
-    """Write the store; every `validation`-th image is held out (0: none)."""
+    """Write the store; every `validation`-th image is held out (0: none).
+
+    `more` names further sites, with their tokens and width: the same codes of other atoms.
+    """
+    more = more or {}
     rng = np.random.default_rng(seed)
     tokens = grid[0] * grid[1]
     atoms = rng.normal(size=(true, d))
@@ -30,7 +35,7 @@ def write_planted_store(
     scale, mean = np.exp(0.5 * rng.normal(size=d)), rng.normal(size=d)
     scale[1], mean[1] = 20.0, 60.0
     spec = StoreSpec(
-        sites={SITE: (tokens, d)},
+        sites={SITE: (tokens, d), **more},
         images=images,
         steps=steps,
         prompts=[f"prompt {i}" for i in range(images)],
@@ -48,5 +53,10 @@ def write_planted_store(
         n = (part.stop - part.start) * steps * tokens
         codes = rng.exponential(size=(n, true)) * (rng.random((n, true)) < 3 / true)
         rows = (codes @ atoms + 0.02 * rng.normal(size=(n, d))) * scale + mean
-        writer.write(shard, {SITE: rows.astype(np.float32).reshape(-1, steps, tokens, d)})
+        found = {SITE: rows.astype(np.float32).reshape(-1, steps, tokens, d)}
+        every = codes.reshape(-1, steps, tokens, true)
+        for number, (site, (some, width)) in enumerate(more.items()):
+            others = np.random.default_rng([seed, number]).normal(size=(true, width))
+            found[site] = (every[:, :, :some] @ others + 5).astype(np.float32)
+        writer.write(shard, found)
     return path

@@ -10,7 +10,8 @@ import pytest
 from jaxdict.checkpoint import Checkpoints
 from jaxdict.update import Adam, Rate, Recipe, initial_state
 
-RECIPE = Recipe(2, 1.0, 0.0, 0, 100, 0.9, Rate(1e-3, 10, 1, 0.0), Adam(0.9, 0.99, 1e-8, 1.0))
+RATE, ADAM = Rate(10, 1, 0.0), Adam(0.9, 0.99, 1e-8, 1.0)
+RECIPE = Recipe("topk", 2, 2, 0, "residual", 100, 0.9, RATE, ADAM)
 
 
 def state(seed=0):
@@ -39,6 +40,20 @@ def test_newest_are_kept(tmp_path):
         checkpoints.wait()
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"3", "4"}
+
+
+def test_the_best_is_kept_and_found_by_another_process_too(tmp_path, caplog):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.best is None
+        for step, score in ((1, None), (2, 0.5), (3, 0.2), (4, None)):
+            checkpoints.save(step, state(step), {}, score=score)
+    for step, score in ((5, 0.4), (6, None)):
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            assert checkpoints.best == 3
+            checkpoints.save(step, state(step), {}, score=score)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"3", "6"}
+    assert not caplog.records, "nothing to warn of"
 
 
 def test_a_save_is_not_disturbed_by_donating_the_state_right_after(tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdict import losses, sae
-from jaxdict.sae import SAEParams, TopKSAE
+from jaxdict.kinds import TopK
+from jaxdict.sae import SAEParams
 from tests.reference import sae as reference
 
 N, D, M, K = 24, 10, 40, 4
@@ -26,7 +27,7 @@ def params_and_rows(seed=0, m=M, d=D, n=N):
 
 
 def as_numpy(params):
-    return [np.asarray(leaf, np.float64) for leaf in params]
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
 
 
 def dense_codes(params, x, k, allowed=None):
@@ -50,7 +51,7 @@ def test_forward_is_the_slow_reference():
 def test_module_gives_the_same_rows_and_house_codes():
     params, x = params_and_rows()
     params = params._replace(encoder_bias=params.encoder_bias - 5)
-    module = TopKSAE(params, K)
+    module = TopK(params, K)
     codes = module.encode(x)
     assert (np.asarray(codes.values) == 0).any(), "the case needs empty slots"
     assert (np.asarray(codes.indices)[np.asarray(codes.values) == 0] == 0).all()
@@ -71,7 +72,7 @@ def test_gradient_is_the_slow_reference():
     value, gradient = jax.value_and_grad(loss)(params)
     slow, slopes = reference.gradient(*as_numpy(params), np.asarray(x, np.float64), K, 7.0)
     assert float(value) == pytest.approx(slow, rel=1e-5)
-    for name, got, wanted in zip(params._fields, gradient, slopes, strict=True):
+    for name, got, wanted in zip(params._fields[:4], gradient[:4], slopes, strict=True):
         np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=name)
 
 

@@ -17,24 +17,48 @@ def _random_dictionary(
     *,
     m: int = 48,
     d: int = D,
+    d_out: int = 0,
     k: int = 4,
     transform: str = "none",
     site: str = "double.1.img",
+    target: str = "",
     seed: int = 0,
 ) -> Dictionary:
-    """A dictionary of a kind with random tensors; `transform` is none, diagonal or full."""
+    """A dictionary of a kind with random tensors; `transform` is none, diagonal or full.
+
+    With a `target` it is a transcoder, whose atoms may have a width `d_out` of their own.
+    """
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
 
-    atoms = normal(m, d)
+    out = d_out or d
+    atoms = normal(m, out)
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     typical = rng.uniform(0.5, 2, m).astype(np.float32)
     card = {"site": site}
-    if kind == "topk":
-        encoder, bias = atoms + 0.1 * normal(m, d), 0.1 * normal(m)
-        return Dictionary("topk", k, atoms, normal(d), encoder, bias, typical=typical, card=card)
+    if kind != "itda":
+        start = atoms if out == d else normal(m, d) / d**0.5
+        encoder, encoder_bias, bias = start + 0.1 * normal(m, d), 0.1 * normal(m), normal(out)
+        thresholds = {
+            "batchtopk": np.full(m, 0.3, np.float32),
+            "matryoshka": np.full(m, 0.6, np.float32),
+            "jumprelu": rng.uniform(0, 0.8, m).astype(np.float32),
+        }
+        if target:
+            card["target"] = target
+        return Dictionary(
+            kind,
+            k,
+            atoms,
+            bias,
+            encoder,
+            encoder_bias,
+            threshold=thresholds.get(kind),
+            typical=typical,
+            card=card,
+        )
     mean, matrix, inverse = None, None, None
     if transform == "diagonal":
         mean, matrix = normal(d), rng.uniform(0.2, 3, d).astype(np.float32)

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from jaxdict.export import save_dictionary
+from jaxdict.export import KINDS as EVERY_KIND
+from jaxdict.export import Dictionary, save_dictionary
 from steer import coder as coder_module
 from steer.coder import Coder, Codes
 from steer.pursuit import gradient_pursuit
+from tests.reference import coder as slow
 
-KINDS = [("topk", "none"), ("itda", "none"), ("itda", "diagonal"), ("itda", "full")]
-each_kind = pytest.mark.parametrize(("kind", "transform"), KINDS)
+TARGET = "double.1.img.mlp"
+KINDS = {
+    "topk": {"kind": "topk"},
+    "batchtopk": {"kind": "batchtopk"},
+    "jumprelu": {"kind": "jumprelu"},
+    "matryoshka": {"kind": "matryoshka"},
+    "relu": {"kind": "relu"},
+    "transcoder": {"kind": "topk", "d_out": 20, "target": TARGET},
+    "jumprelu transcoder": {"kind": "jumprelu", "d_out": 50, "target": TARGET},
+    "transcoder of one width": {"kind": "batchtopk", "target": TARGET},
+    "itda": {"kind": "itda", "transform": "none"},
+    "itda diagonal": {"kind": "itda", "transform": "diagonal"},
+    "itda full": {"kind": "itda", "transform": "full"},
+}
+assert {options["kind"] for options in KINDS.values()} == set(EVERY_KIND)
+each_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 
 
 def rows_of(dictionary, n=200, seed=1):
-    """Rows that are part sparse combinations of the raw atoms, part noise, at several scales, one
-    zero."""
+    """Rows that are part sparse combinations of what features read (the raw atoms, but for a
+    transcoder), part noise, at several scales, one zero."""
     rng = np.random.default_rng(seed)
     codes = rng.random((n, dictionary.m)) * (rng.random((n, dictionary.m)) < 0.1)
-    x = codes @ dictionary.raw_atoms + 0.1 * rng.standard_normal((n, dictionary.d))
+    read = dictionary.encoder if dictionary.transcoder else dictionary.raw_atoms
+    x = codes @ read + 0.1 * rng.standard_normal((n, dictionary.d))
     x *= rng.choice([0.01, 1, 30], (n, 1))
     x[0] = 0
     return x.astype(np.float32)
 
 
 @each_kind
-def test_same_codes_and_reconstruction_as_jax(random_dictionary, kind, transform):
+def test_same_codes_and_reconstruction_as_jax(random_dictionary, options):
     import jaxdict.coder as jax_coder
 
     k = 7
-    dictionary = random_dictionary(kind, transform=transform, k=k)
+    dictionary = random_dictionary(**options, k=k)
     x = rows_of(dictionary)
     theirs = jax_coder.encode(dictionary, x)
     ours = Coder(dictionary).encode(torch.from_numpy(x))
@@ -40,13 +59,32 @@ def test_same_codes_and_reconstruction_as_jax(random_dictionary, kind, transform
     dense = np.asarray(theirs.dense(dictionary.m))
     np.testing.assert_allclose(ours.dense(dictionary.m) / scale, dense / scale, atol=2e-5)
     x_hat = np.asarray(jax_coder.decode(dictionary, theirs))
+    assert x_hat.shape == (len(x), dictionary.d_out)
     size = np.abs(x_hat).max(-1, keepdims=True) + 1e-6
     np.testing.assert_allclose(Coder(dictionary).decode(ours) / size, x_hat / size, atol=2e-5)
 
 
 @each_kind
-def test_slots_are_sorted_and_empty_ones_are_zero(random_dictionary, kind, transform):
-    dictionary = random_dictionary(kind, transform=transform, k=12)
+def test_codes_are_what_the_formulas_say(random_dictionary, options):
+    dictionary = random_dictionary(**options, k=9)
+    x = rows_of(dictionary, n=40).astype(np.float64)
+    coder = Coder(dictionary, dtype=torch.float64)
+    codes = coder.encode(torch.from_numpy(x))
+    expected = slow.encode(dictionary, x)
+    np.testing.assert_allclose(codes.dense(dictionary.m), expected, atol=1e-6)
+    np.testing.assert_array_equal(codes.l0, (expected > 0).sum(1))
+    np.testing.assert_allclose(coder.decode(codes), slow.decode(dictionary, expected), atol=1e-5)
+    assert (coder.d, coder.d_out) == (dictionary.d, dictionary.d_out)
+    if dictionary.threshold is not None:
+        # Thresholds decide in some rows, and the number of slots in others.
+        bare = dataclasses.replace(dictionary, kind="relu", threshold=None)
+        l0, loose = (expected > 0).sum(1), (slow.encode(bare, x) > 0).sum(1)
+        assert (l0 < loose).any() and (l0 == 9).any()
+
+
+@each_kind
+def test_slots_are_sorted_and_empty_ones_are_zero(random_dictionary, options):
+    dictionary = random_dictionary(**options, k=12)
     x = torch.from_numpy(rows_of(dictionary))
     # Few features fire on rows that point away from every atom of the encoder.
     codes = Coder(dictionary).encode(torch.cat([x, -x]))
@@ -60,27 +98,25 @@ def test_slots_are_sorted_and_empty_ones_are_zero(random_dictionary, kind, trans
 
 
 @each_kind
-def test_shapes_dtypes_and_blocks_do_not_change_the_answer(
-    random_dictionary, kind, transform, monkeypatch
-):
-    dictionary = random_dictionary(kind, transform=transform)
+def test_shapes_dtypes_and_blocks_do_not_change_the_answer(random_dictionary, options, monkeypatch):
+    dictionary = random_dictionary(**options)
     coder = Coder(dictionary)
     x = torch.from_numpy(rows_of(dictionary, n=24))
     whole = coder.encode(x)
     shaped = coder.encode(x.reshape(2, 3, 4, -1))
     assert torch.equal(shaped.values.reshape(24, -1), whole.values)
-    assert coder.decode(shaped).shape == (2, 3, 4, coder.d)
+    assert coder.decode(shaped).shape == (2, 3, 4, coder.d_out)
     monkeypatch.setattr(coder_module, "_BLOCK", 5 * coder.m)
     blocked = coder.encode(x)
     torch.testing.assert_close(blocked.dense(coder.m), whole.dense(coder.m))
     assert coder.encode(x.bfloat16()).values.dtype == torch.float32
     assert coder.encode(x[:0]).values.shape == (0, coder.k)
-    assert coder.decode(coder.encode(x[:0])).shape == (0, coder.d)
+    assert coder.decode(coder.encode(x[:0])).shape == (0, coder.d_out)
 
 
 @each_kind
-def test_activation_and_raw_atom(random_dictionary, kind, transform):
-    dictionary = random_dictionary(kind, transform=transform)
+def test_activation_and_raw_atom(random_dictionary, options):
+    dictionary = random_dictionary(**options)
     coder = Coder(dictionary)
     x = torch.from_numpy(rows_of(dictionary)).reshape(2, 100, -1)
     dense = coder.encode(x).dense(coder.m)
@@ -95,16 +131,13 @@ def test_activation_and_raw_atom(random_dictionary, kind, transform):
     torch.testing.assert_close(moved[0], coder.raw_atom(feature), rtol=1e-4, atol=1e-4)
 
 
-def test_topk_by_definition(random_dictionary):
-    dictionary = random_dictionary("topk", k=3)
-    x = rows_of(dictionary, n=5).astype(np.float64)
-    pre = np.maximum(x @ dictionary.encoder.T + dictionary.encoder_bias, 0)
-    expected = np.where(pre >= np.sort(pre, axis=1)[:, -3:-2], pre, 0)
-    coder = Coder(dictionary, dtype=torch.float64)
-    codes = coder.encode(torch.from_numpy(x))
-    np.testing.assert_allclose(codes.dense(dictionary.m), expected, atol=1e-9)
-    x_hat = expected @ dictionary.atoms + dictionary.bias
-    np.testing.assert_allclose(coder.decode(codes), x_hat, atol=1e-9)
+def test_a_pre_activation_at_its_threshold_is_not_active():
+    one, zeros = np.ones((2, 1), np.float32), np.zeros(2, np.float32)
+    at = np.array([0.5, 2.0], np.float32)
+    dictionary = Dictionary("jumprelu", 2, one, zeros[:1], one, zeros, threshold=at, typical=zeros)
+    codes = Coder(dictionary).encode(torch.tensor([[-3], [0.5], [0.75], [2], [2.25]]))
+    expected = torch.tensor([[0, 0], [0, 0], [0.75, 0], [2, 0], [2.25, 2.25]])
+    assert torch.equal(codes.dense(2), expected)
 
 
 def test_pursuit_of_orthogonal_atoms_is_a_projection():
@@ -124,8 +157,9 @@ def test_pursuit_survives_what_could_divide_by_zero():
     assert (indices != 2).all()
 
 
-def test_round_trip_through_a_folder(random_dictionary, tmp_path):
-    dictionary = random_dictionary("itda", transform="full")
+@pytest.mark.parametrize("options", [KINDS["itda full"], KINDS["jumprelu transcoder"]])
+def test_round_trip_through_a_folder(random_dictionary, tmp_path, options):
+    dictionary = random_dictionary(**options)
     save_dictionary(dictionary, tmp_path / "dict")
     loaded = Coder.from_pretrained(tmp_path / "dict")
     x = torch.from_numpy(rows_of(dictionary))

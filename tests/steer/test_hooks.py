@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steer.coder import Coder
-from steer.edits import Edit
+from steer.edits import OPS, Edit
 from steer.hooks import changing, find_module, steering
 
 D, TEXT, GRID = 32, 5, (4, 6)
@@ -290,6 +290,19 @@ def test_a_control_direction_takes_the_place_of_the_atom(pipe, draw, coder):
     torch.testing.assert_close(
         after["double.1.img"][0] - before, torch.ones(1, TOKENS, D), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("site", [None, "double.1.img", "double.1.img.update"])
+def test_a_transcoder_is_refused(pipe, random_dictionary, hook_count, site):
+    """Even one of equal widths, at either of its sites, and by every op."""
+    coder = Coder(random_dictionary("jumprelu", target="double.1.img.update"))
+    for op in OPS:
+        refused = pytest.raises(
+            ValueError, match=r"got a transcoder from double\.1\.img to double\.1\.img\.update"
+        )
+        with refused, steering(pipe, coder, Edit(3, op), site=site):
+            pass
+    assert hook_count() == 0
 
 
 def test_mistakes_are_named(pipe, draw, coder, random_dictionary, hook_count):

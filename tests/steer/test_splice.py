@@ -56,6 +56,15 @@ def test_the_site_holds_the_reconstruction_on_the_asked_steps(
     assert hook_count() == 0
 
 
+@pytest.mark.parametrize("site", [None, SITE, "double.1.img.update"])
+def test_a_transcoder_is_refused(pipe, random_dictionary, hook_count, site):
+    coder = Coder(random_dictionary("topk", site=SITE, target="double.1.img.update"))
+    refused = pytest.raises(ValueError, match=r"got a transcoder from double\.1\.img to .*update")
+    with refused, splicing(pipe, coder, site=site):
+        pass
+    assert hook_count() == 0
+
+
 def test_psnr_by_hand():
     pictures = np.zeros((2, 2, 2, 3), np.uint8)
     others = pictures.copy()

@@ -1,0 +1,319 @@
+"""How fast and how good is our TopK autoencoder beside those of three other libraries?
+
+make bench-peers [ARGS="--quick | --only speed | --only quality | --store runs/demo/store"]
+
+Every contender (ours, dictionary_learning, sparsify, SAELens) runs in a process of its own
+(peers/), the libraries in .venv-peers, on the same rows and batches and as many threads. Speed:
+rows a second of full optimizer steps by each library's own trainer, in turns that alternate,
+beside the least that any trainer must do. Quality: held-out FVU after equally many rows, at the
+best of the learning rates tried, which are the same multiples of each contender's own default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers.processes import OURS, PEERS, THREADS, Way, Worker, workers
+from peers.rows import SITE, planted, write_embedded, write_planted
+from record import save
+
+SHAPES = ((1024, 768, 12288, 32), (1024, 3072, 12288, 32))
+QUICK = ((256, 64, 256, 8),)
+TRAINERS = {
+    "jaxdict": Way("ours.py", OURS),
+    "sparsify": Way("with_sparsify.py", PEERS),
+    "SAELens": Way("with_saelens.py", PEERS),
+    "SAELens, sparse codes": Way("with_saelens.py", PEERS, "sparse"),
+    "dictionary_learning": Way("with_dictionary_learning.py", PEERS),
+}
+FLOORS = {
+    "encoder product, torch": Way("floor_torch.py", PEERS),
+    "encoder product, jax": Way("floor.py", OURS, "product"),
+    "encoder product and top-k, jax": Way("floor.py", OURS, "top-k"),
+    "one pass of Adam, jax": Way("floor.py", OURS, "adam"),
+}
+LEARNERS = {
+    "jaxdict": TRAINERS["jaxdict"],
+    "sparsify, Adam": TRAINERS["sparsify"],
+    "sparsify, signum": Way("with_sparsify.py", PEERS, "signum"),
+    "SAELens": TRAINERS["SAELens"],
+    "dictionary_learning": TRAINERS["dictionary_learning"],
+}
+"""Those whose quality is compared; signum is sparsify's default optimizer."""
+CHECKED = 10
+"""Optimizer steps that must lower the FVU before anything is timed."""
+FACTORS = (0.5, 1.0, 2.0, 4.0)
+MOST_TRIES = 7
+DEAD_ROWS = 200_000
+"""Our default. The peers' own would let a feature rest for longer than the runs here."""
+
+
+def speed(
+    n: int, d: int, m: int, k: int, *, folder: Path, rounds: int, turn: float
+) -> dict[str, Any]:
+    """Rows a second of every contender at one shape, after a check that its FVU falls.
+
+    Args:
+        n: rows in a batch.
+        d: width.
+        m: atoms.
+        k: active atoms a row.
+        folder: where the rows are written.
+        rounds: turns of each contender; who begins moves on by one from round to round.
+        turn: seconds that a turn should last at least.
+    """
+    rows, _ = planted(4 * n, d, m // 2, k, noise=0.05)
+    files = {"every": str(folder / "rows.npy"), "first": str(folder / "first.npy")}
+    np.save(files["every"], rows)
+    np.save(files["first"], rows[:n])
+    job = {"n": n, "m": m, "k": k, "steps": 10_000, "rate": 1e-3, "flat": True}
+    fvu: dict[str, list[float]] = {}
+    steps: dict[str, int] = {}
+    load = os.getloadavg()[0]
+    with workers(TRAINERS | FLOORS) as found:
+        for name, worker in found.items():
+            # No feature of any contender dies here, so that none does more than the usual step.
+            lasting = {"dead_rows": 10**9} if name == "jaxdict" else {}
+            worker.ask("open", rows=files["every"], **job, **lasting, variant=worker.way.variant)
+            if name in TRAINERS:
+                fvu[name] = [worker.ask("measure", rows=files["first"])["fvu"]]
+                worker.ask("run", steps=CHECKED)
+                fvu[name].append(worker.ask("measure", rows=files["first"])["fvu"])
+                assert fvu[name][1] < 0.99 * fvu[name][0], (name, fvu[name])
+            else:
+                worker.ask("run", steps=2)
+            steps[name] = max(2, math.ceil(turn / worker.ask("run", steps=1)["seconds"]))
+        seconds = alternating(found, steps, rounds)
+        memory = {name: found[name].ask("memory") for name in TRAINERS}
+        versions = merged(worker.versions for worker in found.values())
+    median = {name: statistics.median(taken) for name, taken in seconds.items()}
+    floor = median["encoder product and top-k, jax"] + median["one pass of Adam, jax"]
+    return {
+        "shape": {"n": n, "d": d, "m": m, "k": k},
+        "threads": THREADS,
+        "load average before": load,
+        "versions": versions,
+        "steps in a turn": steps,
+        "seconds a step": {
+            name: {"median": median[name], "least": min(taken), "most": max(taken), "all": taken}
+            for name, taken in seconds.items()
+        },
+        "rows per second": {name: round(n / value) for name, value in median.items()},
+        "jaxdict is so many times as fast": {
+            name: median[name] / median["jaxdict"] for name in TRAINERS if name != "jaxdict"
+        },
+        "floor as a share of the step": {name: floor / median[name] for name in TRAINERS},
+        "optimizer steps between": CHECKED,
+        "fvu before and after": fvu,
+        "bytes": {
+            name: {**held, "more": held["peak"] - held["before"]} for name, held in memory.items()
+        },
+    }
+
+
+def alternating(
+    found: dict[str, Worker], steps: dict[str, int], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds a step of each, by round; one computes at a time."""
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    names = list(found)
+    for first in range(rounds):
+        for place in range(len(names)):
+            name = names[(first + place) % len(names)]
+            time.sleep(0.2)  # until the threads of the one before have gone to sleep
+            taken = found[name].ask("run", steps=steps[name])["seconds"]
+            seconds[name].append(taken / steps[name])
+    return seconds
+
+
+def told_speed(row: dict[str, Any]) -> str:
+    """As a table."""
+    titles = ("rows/s", "ms a step", "least", "most", "ours is", "floor is", "FVU", "more MiB")
+    lines = [
+        "\nn={n} d={d} m={m} k={k}".format(**row["shape"])
+        + f", {row['threads']} threads, load average {row['load average before']:.1f} before",
+        f"{'':30}" + "".join(f"{title:>14}" for title in titles),
+    ]
+    for name, taken in row["seconds a step"].items():
+        cells = [f"{row['rows per second'][name]}"]
+        cells += [f"{taken[part] * 1e3:.1f}" for part in ("median", "least", "most")]
+        if name in TRAINERS:
+            before, after = row["fvu before and after"][name]
+            cells += [
+                f"{row['jaxdict is so many times as fast'].get(name, 1):.2f}x",
+                f"{row['floor as a share of the step'][name]:.0%}",
+                f"{before:.3f} {after:.3f}",
+                f"{row['bytes'][name]['more'] / 2**20:.0f}",
+            ]
+        lines.append(f"{name:30}" + "".join(f"{cell:>14}" for cell in cells))
+    lines.append("floor: encoder product and top-k, and one pass of Adam, both in jax")
+    return "\n".join(lines)
+
+
+def quality(
+    folder: Path, m: int, k: int, *, n: int, rows: int, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Held-out FVU of every learner after as many rows, at the best learning rate tried.
+
+    Args:
+        folder: holds train.npy and held_out.npy.
+        m: atoms.
+        k: active atoms a row.
+        n: rows in a batch.
+        rows: training rows seen in all, over as many epochs as it takes.
+        about: what is to be said of the rows.
+    """
+    train, held_out = (folder / f"{name}.npy" for name in ("train", "held_out"))
+    job = {"n": n, "m": m, "k": k, "steps": rows // n, "shuffle": True}
+    tries, versions = {}, []
+    for name, way in LEARNERS.items():
+        with workers({name: way}) as found:
+            versions.append(found[name].versions)
+            asked = {"rows": str(train), **job, "variant": way.variant}
+            tries[name] = search(found[name], asked, held_out)
+    different, d = np.load(train, mmap_mode="r").shape
+    return {
+        **about,
+        "shape": {"n": n, "d": d, "m": m, "k": k},
+        "training rows": {"different": different, "seen": rows // n * n},
+        "held-out rows": len(np.load(held_out, mmap_mode="r")),
+        "threads": THREADS,
+        "versions": merged(versions),
+        "best": {name: min(done, key=lambda one: one["fvu"]) for name, done in tries.items()},
+        "tries": tries,
+    }
+
+
+def search(worker: Worker, job: dict[str, Any], held_out: Path) -> list[dict[str, Any]]:
+    """Runs at FACTORS times the default rate, and one further as long as the best is at an end.
+
+    A peer's best is run once more with features counted as dead, and revived by AuxK, after as few
+    rows as in ours.
+    """
+    done: dict[float, dict[str, Any]] = {}
+    wanted = list(FACTORS)
+    while wanted and len(done) < MOST_TRIES:
+        factor = wanted.pop(0)
+        done[factor] = once(worker, {**job, "factor": factor}, held_out)
+        best = min(done, key=lambda one: done[one]["fvu"])
+        if not wanted:
+            wanted = [best / 2] * (best == min(done)) + [best * 2] * (best == max(done))
+    found = list(done.values())
+    if worker.way.python == PEERS:
+        best = min(done, key=lambda one: done[one]["fvu"])
+        again = {**job, "factor": best, "dead_rows": DEAD_ROWS}
+        found.append(once(worker, again, held_out))
+    return found
+
+
+def once(worker: Worker, job: dict[str, Any], held_out: Path) -> dict[str, Any]:
+    """One run, from fresh weights to held-out numbers."""
+    rate = worker.ask("open", **job)["rate"]
+    taken = worker.ask("run", steps=job["steps"])["seconds"]
+    numbers = {
+        "factor": job["factor"],
+        "rate": rate,
+        "revived as ours": "dead_rows" in job,
+        **worker.ask("measure", rows=str(held_out)),
+        "seconds": taken,
+    }
+    print(f"  {worker.name}: {numbers}", flush=True)
+    return numbers
+
+
+def told_quality(row: dict[str, Any]) -> str:
+    """As a table."""
+    seen = row["training rows"]
+    titles = ("FVU", "rate", "x default", "revived", "L0", "unused", "tries", "seconds")
+    lines = [
+        f"\n{row['rows']}: " + "n={n} d={d} m={m} k={k}".format(**row["shape"]),
+        f"{seen['seen']} rows seen of {seen['different']}; {row['held-out rows']} held out",
+        f"{'':24}" + "".join(f"{title:>12}" for title in titles),
+    ]
+    for name, best in row["best"].items():
+        cells = (
+            f"{best['fvu']:.4f}",
+            f"{best['rate']:.2e}",
+            f"{best['factor']:g}",
+            "yes" if best["revived as ours"] else "default",
+            f"{best['l0']:.2f}",
+            f"{best['unused']:.1%}",
+            f"{len(row['tries'][name])}",
+            f"{best['seconds']:.1f}",
+        )
+        lines.append(f"{name:24}" + "".join(f"{cell:>12}" for cell in cells))
+    if "share of noise" in row:
+        lines.append(f"the planted noise alone is {row['share of noise']:.4f} of the variance")
+    return "\n".join(lines)
+
+
+def merged(versions: Any) -> dict[str, str]:
+    """All in one, sorted."""
+    return dict(sorted({name: value for one in versions for name, value in one.items()}.items()))
+
+
+def measure_speed(rounds: int, *, quick: bool) -> list[dict[str, Any]]:
+    """All shapes."""
+    found = []
+    for shape in QUICK if quick else SHAPES:
+        with tempfile.TemporaryDirectory(prefix="bench-peers-") as folder:
+            turn = 0.1 if quick else 1.5
+            found.append(speed(*shape, folder=Path(folder), rounds=rounds, turn=turn))
+        print(told_speed(found[-1]), flush=True)
+    return found
+
+
+def measure_quality(store: Path | None, rows: int, *, quick: bool) -> list[dict[str, Any]]:
+    """Planted rows, then those of the embedded model."""
+    with tempfile.TemporaryDirectory(prefix="bench-peers-") as place:
+        folder = Path(place)
+        n = 256 if quick else 1024
+        d, m, k = (32, 64, 4) if quick else (64, 256, 8)
+        many, few = (8192, 2048) if quick else (200_000, 20_000)
+        share = write_planted(folder, rows=many, held_out=few, d=d, m=m, k=k)
+        about = {"rows": "planted", "share of noise": share}
+        found = [quality(folder, m, k, n=n, rows=rows, about=about)]
+        print(told_quality(found[0]), flush=True)
+        store = store or (folder if quick else PEERS.parents[2] / "runs" / "peers") / "store"
+        images, steps = (64, 2) if quick else (1500, 4)
+        name = write_embedded(folder, store, images=images, steps=steps, held_out=32_768)
+        about = {"rows": f"embedded model, {SITE}, standardized", "store": name}
+        m, k = (128, 8) if quick else (1024, 16)
+        found.append(quality(folder, m, k, n=n, rows=rows, about=about))
+        print(told_quality(found[1]), flush=True)
+    return found
+
+
+def main() -> None:
+    """Measures, prints tables, writes results/sae_peers_speed.json and sae_peers_quality.json."""
+    flags = argparse.ArgumentParser(description="Our TopK autoencoder beside three other libraries")
+    flags.add_argument("--quick", action="store_true", help="tiny shapes; writes no results")
+    flags.add_argument("--only", choices=("speed", "quality"), help="one of the two questions")
+    flags.add_argument("--store", type=Path, help=f"store with {SITE}; harvested where missing")
+    flags.add_argument("--rounds", type=int, help="turns of each contender; default 5")
+    flags.add_argument("--rows", type=int, help="rows that a quality run sees; default 2 million")
+    asked = flags.parse_args()
+    if not PEERS.exists():
+        raise SystemExit(f"expected an interpreter at {PEERS}; run `make bench-peers`")
+    if asked.only != "quality":
+        rounds = asked.rounds or (2 if asked.quick else 5)
+        found = measure_speed(rounds, quick=asked.quick)
+        if not asked.quick:
+            save("sae_peers_speed", found)
+    if asked.only != "speed":
+        rows = asked.rows or (25_600 if asked.quick else 2_000_000)
+        found = measure_quality(asked.store, rows, quick=asked.quick)
+        if not asked.quick:
+            save("sae_peers_quality", found)
+
+
+if __name__ == "__main__":
+    main()
