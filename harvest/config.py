@@ -31,7 +31,7 @@ class HarvestConfig:
     tokens_per_image: int = 0
     """Tokens of each stream that are kept of an image, drawn anew for each image from the seed. 0 means all."""
     prompts: str = "shapes"
-    """Where prompts come from: shapes (captions of the embedded world), a .txt, .jsonl, .csv or .parquet file, or a data set of the hub (owner/name)."""
+    """Where prompts come from: shapes (captions of the embedded world), a .txt, .jsonl, .csv or .parquet file, or a data set of the hub (hf:owner/name)."""
     prompt_column: str = "prompt"
     """Field or column that holds the prompt in a .jsonl, .csv or .parquet file or a data set."""
     images: int = 0
@@ -73,7 +73,7 @@ class HarvestConfig:
     buffer_mb: float = 2048.0
     """Memory for activations that are not written yet, in MB; batches and shards are made to fit."""
     dry_run: bool = False
-    """Print rows, bytes and about how much memory and time it takes, and stop."""
+    """Print rows, bytes and about how much memory and time it takes, and stop; no weights are loaded or fetched."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the model."""

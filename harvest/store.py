@@ -27,7 +27,6 @@ from zarr.buffer.cpu import NDBuffer
 
 from harvest.location import Location, first_line
 from harvest.schema import FORMAT, VERSION, StoreSpec, from_bits, stamp, stream_of
-from harvest.shards import Shards, is_plain
 from harvest.statistics import NORM_EDGES, Norms, Statistics
 from harvest.writer import StoreWriter, create_store
 
@@ -347,24 +346,16 @@ class Store:
         out = np.empty((len(wanted), len(chosen), *array.shape[2:]), array.dtype)
         if out.size == 0:
             return out
-        shards = None
-        if self.place.path is not None and is_plain(array):
-            shards = Shards(array, self.place.path / name, chosen)
         order = np.argsort(wanted, kind="stable")
         ranked = wanted[order]
-        # A request for each shard, or for each run of neighbouring chunks.
-        if shards is not None:
-            cuts = np.diff(ranked // array.shards[0]) > 0
-        else:
-            cuts = np.diff(ranked // array.chunks[0]) > 1
+        cuts = (
+            np.diff(ranked // array.chunks[0]) > 1
+        )  # a request for each run of neighbouring chunks
 
         def fetch(places: np.ndarray) -> None:
             group = wanted[places]
             try:
-                if shards is not None:
-                    shards.read(group, out, places)
-                else:
-                    _read(array, group, chosen, out, places)
+                _read(array, group, chosen, out, places)
             except (ValueError, RuntimeError, *self.place.errors) as error:
                 few = (
                     f"image {group[0]}" if len(group) == 1 else f"images {group[0]} to {group[-1]}"

@@ -26,7 +26,6 @@ from harvest.schema import (
     stamp,
     to_bits,
 )
-from harvest.shards import is_plain, write_shard
 from harvest.statistics import NORM_EDGES, STATISTICS, summarize
 
 _SHORT = 120
@@ -162,7 +161,7 @@ class StoreWriter:
             self._refuse(bits, where.start)
         try:
             for site in spec.sites:
-                self._put(f"sites/{site}", shard, bits[site])
+                self._array(f"sites/{site}")[where] = bits[site]
                 self._array(f"statistics/{site}")[shard], self._array(f"norms/{site}")[shard] = (
                     sums[site]
                 )
@@ -185,13 +184,6 @@ class StoreWriter:
         if self.place.path is not None and not self.pending():
             for leftover in self.place.path.rglob("*.partial"):
                 leftover.unlink(missing_ok=True)
-
-    def _put(self, name: str, shard: int, values: np.ndarray) -> None:
-        array = self._array(name)
-        if self.place.path is not None and is_plain(array):
-            write_shard(array, self.place.path / name, shard, values)
-        else:
-            array[self.images_of(shard)] = values
 
     def _array(self, name: str) -> Any:
         # Zeros are written too: a missing file is then always a loss.
