@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.buffer.cpu import NDBuffer
+from zarr.core.sync import sync
 
 from harvest.location import Location, first_line
 from harvest.schema import FORMAT, VERSION, StoreSpec, from_bits, stamp, stream_of
@@ -45,6 +46,8 @@ _SPLITS = {"train": 0, "validation": 1}
 _OWN = ("format", "version", "fingerprint")
 _AT_ONCE = 4
 """Requests at a time."""
+_REQUEST = 16 * 2**20
+"""Bytes of a request to a disk, about."""
 
 
 def open_store(path: str | Path) -> Store:
@@ -348,14 +351,18 @@ class Store:
             return out
         order = np.argsort(wanted, kind="stable")
         ranked = wanted[order]
-        cuts = (
-            np.diff(ranked // array.chunks[0]) > 1
-        )  # a request for each run of neighbouring chunks
+        chunk = ranked // array.chunks[0]
+        cuts = np.diff(chunk) > 1  # a request for each run of neighbouring chunks
+        if self.place.path is not None:  # zarr's own buffers are then small, and used again
+            image_bytes = out.nbytes // len(out)
+            together = max(1, _REQUEST // (image_bytes * array.chunks[0]))
+            cuts |= np.diff(chunk // together) > 0
 
         def fetch(places: np.ndarray) -> None:
             group = wanted[places]
             try:
                 _read(array, group, chosen, out, places)
+                _refuse_lost(array, group[~out[places, 0, 0].any(-1)])
             except (ValueError, RuntimeError, *self.place.errors) as error:
                 few = (
                     f"image {group[0]}" if len(group) == 1 else f"images {group[0]} to {group[-1]}"
@@ -384,6 +391,14 @@ def _read(
     else:
         block = np.asarray(array[region])
         out[places] = block[(images - low)[:, None], steps - first]
+
+
+def _refuse_lost(array: Any, zeros: np.ndarray) -> None:
+    """Raise ValueError if images that begin with zeros do so because their file is gone."""
+    for shard in np.unique(zeros // array.shards[0]).tolist():
+        key = array.metadata.encode_chunk_key((shard, *(0,) * (array.ndim - 1)))
+        if not sync((array.store_path / key).exists()):
+            raise ValueError(f"{key} is missing")
 
 
 def _indices(which: Any, length: int, noun: str) -> np.ndarray:

@@ -329,6 +329,25 @@ def test_a_flipped_bit_is_noticed(tmp_path):
         store.read("double.2.img", [5])
 
 
+def test_a_lost_file_is_noticed_and_rows_of_zeros_are_not_taken_for_one(tmp_path):
+    spec = make_spec()
+    activations, pictures = content(spec)
+    activations["double.2.img"][:] = 0
+    writer = create_store(tmp_path / "s", spec)
+    for shard in writer.pending():
+        write(writer, shard, activations, pictures)
+    store = open_store(tmp_path / "s")
+    assert not store.read("double.2.img").any()
+    for name in ("sites/double.2.img", "sites/double.2.txt", "images/picture"):
+        (tmp_path / "s" / name / "c/1/0/0/0").unlink()
+    for site in ("double.2.img", "double.2.txt"):
+        with pytest.raises(ValueError, match=rf"sites/{site}, .*c/1/0/0/0 is missing.*--verify"):
+            store.read(site, [0, 6])
+        store.read(site, [0, 9])
+    with pytest.raises(ValueError, match=r"images/picture, .*c/1/0/0/0 is missing"):
+        store.pictures([0, 6])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_refused_by_its_place(tmp_path, value):
     spec = make_spec()
