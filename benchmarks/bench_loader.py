@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up import write_store
 from record import answer, interleaved
 
-from harvest.store import StoreSpec, create_store, open_store
+from harvest.store import open_store
 from jaxdict.data import Loader, source_of
 
 SITE = "double.18.img"
@@ -38,25 +39,14 @@ def measure(images: int, steps: int, tokens: int, d: int, *, rounds: int = 3) ->
 
 
 def _measure(path: Path, shape: tuple[int, int, int, int], rounds: int) -> dict[str, Any]:
-    images, steps, tokens, d = shape
-    spec = StoreSpec(
-        sites={SITE: (tokens, d)},
-        images=images,
-        steps=steps,
-        prompts=[""] * images,
-        seeds=[0] * images,
-        split=[0] * images,
-        sigmas=[1.0] * steps,
-        timesteps=[1.0] * steps,
-        grid=(1, tokens),
-        images_per_shard=8,
-    )
-    writer, rng = create_store(path, spec), np.random.default_rng(0)
-    for shard in writer.pending():
-        part = writer.images_of(shard)
-        # Below 0x7F80: finite bfloat16 values.
-        bits = rng.integers(0, 0x7F00, (part.stop - part.start, steps, tokens, d), np.uint16)
-        writer.write(shard, {SITE: bits})
+    _, steps, tokens, d = shape
+    rng = np.random.default_rng(0)
+
+    def bits(n: int) -> np.ndarray:
+        """Below 0x7F80: finite bfloat16 values."""
+        return rng.integers(0, 0x7F00, (n, steps, tokens, d), np.uint16)
+
+    write_store(path, SITE, shape, bits)
     source = source_of(open_store(path), SITE)
     batches = source.rows // BATCH
     ways = {
@@ -84,7 +74,7 @@ def _measure(path: Path, shape: tuple[int, int, int, int], rounds: int) -> dict[
         assert with_grain() >= batches * BATCH
     seconds = interleaved(ways, rounds=rounds)
     return {
-        "shape": {"images": images, "steps": steps, "tokens": tokens, "d": d},
+        "shape": {"images": shape[0], "steps": steps, "tokens": tokens, "d": d},
         "rows": source.rows,
         "rows/s": {name: round(batches * BATCH / value) for name, value in seconds.items()},
     }

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import tensorstore
+from made_up import SHARD, write_store
 from record import answer, interleaved
 
-from harvest.store import StoreSpec, StoreWriter, create_store, open_store
+from harvest.store import open_store
 
 SITE = "double.18.img"
 TOKENS, STEPS, WIDTH = 256, 4, 3072
-SHARD = 8
 SHAPES = ((16,), (80,), (400,), (800,))
 """Images of 6.3 MB each: 0.1, 0.5, 2.5 and 5 GB."""
 QUICK = ((16,),)
@@ -98,29 +98,10 @@ def _activations() -> np.ndarray:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def _writer(path: Path, images: int, compress: str) -> StoreWriter:
-    spec = StoreSpec(
-        sites={SITE: (TOKENS, WIDTH)},
-        images=images,
-        steps=STEPS,
-        prompts=[""] * images,
-        seeds=[0] * images,
-        split=[0] * images,
-        sigmas=[1.0] * STEPS,
-        timesteps=[1.0] * STEPS,
-        grid=(16, 16),
-        images_per_shard=SHARD,
-        compress=compress,
-    )
-    shutil.rmtree(path, ignore_errors=True)
-    return create_store(path, spec)
-
-
 def _write(path: Path, images: int, bits: np.ndarray, compress: str) -> None:
-    writer = _writer(path, images, compress)
-    for shard in writer.pending():
-        where = writer.images_of(shard)
-        writer.write(shard, {SITE: bits[: where.stop - where.start]})
+    shutil.rmtree(path, ignore_errors=True)
+    shape = (images, STEPS, TOKENS, WIDTH)
+    write_store(path, SITE, shape, lambda n: bits[:n], compress=compress)
     os.sync()
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up import write_store
 from record import answer
 
-from harvest.store import StoreSpec, create_store
 from jaxdict.config_sae import TrainSAEConfig
 from jaxdict.train import train_sae
 
@@ -57,27 +57,16 @@ def measure(d: int, m: int, rows: int) -> dict[str, Any]:
 
 
 def _store(path: Path, d: int, *, images: int = 64, steps: int = 4, tokens: int = 64) -> Path:
-    spec = StoreSpec(
-        sites={SITE: (tokens, d)},
-        images=images,
-        steps=steps,
-        prompts=[""] * images,
-        seeds=[0] * images,
-        split=[int(i % 8 == 0) for i in range(images)],
-        sigmas=[1.0] * steps,
-        timesteps=[1.0] * steps,
-        grid=(1, tokens),
-        images_per_shard=8,
-    )
-    writer, rng = create_store(path, spec), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     atoms = rng.normal(size=(4 * d, d)).astype(np.float32) / np.sqrt(d)
-    for shard in writer.pending():
-        part = writer.images_of(shard)
-        n = (part.stop - part.start) * steps * tokens
-        codes = (rng.random((n, 4 * d)) < 8 / (4 * d)) * rng.exponential(size=(n, 4 * d))
-        rows = (codes.astype(np.float32) @ atoms).reshape(-1, steps, tokens, d)
-        writer.write(shard, {SITE: rows})
-    return path
+
+    def rows(n: int) -> np.ndarray:
+        size = (n * steps * tokens, 4 * d)
+        codes = (rng.random(size) < 8 / (4 * d)) * rng.exponential(size=size)
+        return (codes.astype(np.float32) @ atoms).reshape(n, steps, tokens, d)
+
+    split = [int(i % 8 == 0) for i in range(images)]
+    return write_store(path, SITE, (images, steps, tokens, d), rows, split=split)
 
 
 def _train(

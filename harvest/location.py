@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])", re.IGNORECASE)
+_AT_ONCE = 16
+"""Requests at a time."""
 
 
 class Location:
@@ -44,7 +49,7 @@ class Location:
             return self.path
         from zarr.storage import ObjectStore
 
-        return ObjectStore(self._objects(), read_only=read_only)
+        return ObjectStore(self._objects, read_only=read_only)
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
@@ -59,11 +64,55 @@ class Location:
         """Whether anything lies there."""
         if self.path is not None:
             return self.path.exists()
-        objects = self._objects()
+        objects = self._objects
         try:
             return any(len(batch) for batch in objects.list(chunk_size=1))
         except self.errors as error:
             raise OSError(f"{self} cannot be listed: {first_line(error)}") from error
+
+    def holds(self, key: str) -> bool:
+        """Whether a file of this name, such as ``sites/double.2.img/c/0/0/0/0``, lies there."""
+        if self.path is not None:
+            return (self.path / key).is_file()
+        from obstore.exceptions import NotFoundError
+
+        try:
+            self._objects.head(key)
+        except (FileNotFoundError, NotFoundError):
+            return False
+        return True
+
+    def files(self, folder: str = "") -> Iterator[str]:
+        """Names of all files in a folder there and in those below, from that folder on."""
+        if self.path is not None:
+            top = self.path / folder
+            yield from (
+                file.relative_to(top).as_posix() for file in top.rglob("*") if file.is_file()
+            )
+            return
+        start = f"{folder}/" if folder else ""
+        for batch in self._objects.list(prefix=start or None):
+            yield from (entry["path"].removeprefix(start) for entry in batch)
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Write files there by name; when this ends or fails, nothing is being written any more."""
+        if self.path is not None:
+            for key, data in files.items():
+                file = self.path / key
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(self._objects.put, files, files.values()):
+                pass
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove files there by name."""
+        if self.path is not None:
+            for key in keys:
+                (self.path / key).unlink()
+            return
+        self._objects.delete(list(keys))
 
     def free(self) -> int | None:
         """Bytes left on the disk, or None for a URL."""
@@ -83,7 +132,7 @@ class Location:
         if self.path is None:
             folder, _, name = str(self.url).rpartition("/")
             try:
-                Location(folder)._objects().put(name, text.encode())
+                Location(folder)._objects.put(name, text.encode())
             except self.errors as error:
                 raise OSError(f"{self} cannot be written: {first_line(error)}") from error
             return
@@ -95,6 +144,7 @@ class Location:
             draft.unlink(missing_ok=True)
             raise OSError(f"{self} cannot be written: {first_line(error)}") from error
 
+    @cached_property
     def _objects(self) -> Any:
         try:
             from obstore.store import from_url

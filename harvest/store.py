@@ -16,16 +16,14 @@ scheduler, guidance, resolution, config). It lies in a folder or behind a URL su
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.buffer.cpu import NDBuffer
-from zarr.core.sync import sync
 
+from harvest.gather import gather, unreadable
 from harvest.location import Location, first_line
 from harvest.schema import FORMAT, VERSION, StoreSpec, from_bits, stamp, stream_of
 from harvest.statistics import NORM_EDGES, Norms, Statistics
@@ -44,10 +42,6 @@ __all__ = [
 
 _SPLITS = {"train": 0, "validation": 1}
 _OWN = ("format", "version", "fingerprint")
-_AT_ONCE = 4
-"""Requests at a time."""
-_REQUEST = 16 * 2**20
-"""Bytes of a request to a disk, about."""
 
 
 def open_store(path: str | Path) -> Store:
@@ -150,7 +144,8 @@ class Store:
         chosen = None if steps is None else _indices(steps, self.steps, "step")
         self._known(site)
         self._finished(wanted)
-        return self._gather(f"sites/{site}", wanted, chosen)
+        name = f"sites/{site}"
+        return gather(self._array(name), wanted, chosen, name=name, place=self.place)
 
     def pictures(self, images: Any = slice(None)) -> np.ndarray:
         """Read the final pictures, uint8 [n, H, W, 3]; `images` as in `read`."""
@@ -158,7 +153,8 @@ class Store:
             raise ValueError(f"{self.path} keeps no pictures; harvest with --pictures")
         wanted = _indices(images, self.images, "image")
         self._finished(wanted)
-        return self._gather("images/picture", wanted, None)
+        name = "images/picture"
+        return gather(self._array(name), wanted, name=name, place=self.place)
 
     def indices(self, split: str = "all") -> np.ndarray:
         """Images that are done: of ``train``, of ``validation`` or of ``all``; int64, ascending."""
@@ -316,13 +312,7 @@ class Store:
         try:
             return np.asarray(self._array(name)[:])
         except (ValueError, RuntimeError, KeyError, *self.place.errors) as error:
-            raise self._unreadable(name, error) from error
-
-    def _unreadable(self, what: str, error: Exception) -> ValueError:
-        return ValueError(
-            f"{what} of {self.path} cannot be read ({first_line(error)}); if it is damaged, "
-            f"`jaxdict inspect {self.path} --verify` tells what else is"
-        )
+            raise unreadable(name, self.place, error) from error
 
     def _column(self, name: str) -> np.ndarray:
         return self._all(f"images/{name}")
@@ -341,64 +331,6 @@ class Store:
                 f"image {missing[0]} of {self.path} is not harvested yet "
                 f"({int(self.done.sum())} of {self.images} are); run its harvest again, or read only store.indices('all')"
             )
-
-    def _gather(self, name: str, wanted: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
-        """Read images in any order, several requests at a time."""
-        array = self._array(name)
-        chosen = np.arange(array.shape[1]) if steps is None else steps
-        out = np.empty((len(wanted), len(chosen), *array.shape[2:]), array.dtype)
-        if out.size == 0:
-            return out
-        order = np.argsort(wanted, kind="stable")
-        ranked = wanted[order]
-        chunk = ranked // array.chunks[0]
-        cuts = np.diff(chunk) > 1  # a request for each run of neighbouring chunks
-        if self.place.path is not None:  # zarr's own buffers are then small, and used again
-            image_bytes = out.nbytes // len(out)
-            together = max(1, _REQUEST // (image_bytes * array.chunks[0]))
-            cuts |= np.diff(chunk // together) > 0
-
-        def fetch(places: np.ndarray) -> None:
-            group = wanted[places]
-            try:
-                _read(array, group, chosen, out, places)
-                _refuse_lost(array, group[~out[places, 0, 0].any(-1)])
-            except (ValueError, RuntimeError, *self.place.errors) as error:
-                few = (
-                    f"image {group[0]}" if len(group) == 1 else f"images {group[0]} to {group[-1]}"
-                )
-                where = f"{name}, {few},"
-                raise self._unreadable(where, error) from error
-
-        requests = np.split(order, np.flatnonzero(cuts) + 1)
-        with ThreadPoolExecutor(min(_AT_ONCE, len(requests))) as pool:
-            for _ in pool.map(fetch, requests):
-                pass
-        return out
-
-
-def _read(
-    array: Any, images: np.ndarray, steps: np.ndarray, out: np.ndarray, places: np.ndarray
-) -> None:
-    """Read images, ascending, by zarr; straight into their places where those are neighbours too."""
-    first, last = int(steps.min()), int(steps.max()) + 1
-    low, high = int(images[0]), int(images[-1]) + 1
-    region = slice(low, high), slice(first, last)
-    in_order = all((np.diff(n) == 1).all() for n in (images, steps, places))
-    if in_order:
-        target = NDBuffer.from_numpy_array(out[places[0] : places[-1] + 1])
-        array.get_basic_selection(region, out=target)
-    else:
-        block = np.asarray(array[region])
-        out[places] = block[(images - low)[:, None], steps - first]
-
-
-def _refuse_lost(array: Any, zeros: np.ndarray) -> None:
-    """Raise ValueError if images that begin with zeros do so because their file is gone."""
-    for shard in np.unique(zeros // array.shards[0]).tolist():
-        key = array.metadata.encode_chunk_key((shard, *(0,) * (array.ndim - 1)))
-        if not sync((array.store_path / key).exists()):
-            raise ValueError(f"{key} is missing")
 
 
 def _indices(which: Any, length: int, noun: str) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
-from zarr.core.sync import sync
 
 from harvest.schema import fingerprint, stamp
 from harvest.statistics import STATISTICS, summarize
@@ -75,7 +74,7 @@ class _Scan:
             for name, array in store.group.members(max_depth=None)
             if hasattr(array, "shape")
         }
-        self.files = {name: _files(array) for name, array in self.arrays.items()}
+        self.files = {name: set(store.place.files(name)) for name in self.arrays}
         self.values: dict[str, np.ndarray] = {}
 
     def small_arrays(self) -> list[str]:
@@ -325,18 +324,6 @@ def _inner(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[tuple[slic
     starts = [range(0, n, c) for n, c in zip(shape, size, strict=True)]
     for place in itertools.product(*starts):
         yield tuple(slice(i, i + c) for i, c in zip(place, size, strict=True))
-
-
-def _files(array: Any) -> set[str]:
-    """Keys of the chunks that an array has, below its own folder."""
-
-    async def listed() -> set[str]:
-        prefix = array.store_path.path + "/"
-        return {
-            key.removeprefix(prefix) async for key in array.store_path.store.list_prefix(prefix)
-        }
-
-    return sync(listed())
 
 
 def _range(start: int, stop: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.sync import sync
+from zarr.storage import MemoryStore
 
 from harvest.location import Location, first_line
 from harvest.schema import (
@@ -30,6 +29,8 @@ from harvest.statistics import NORM_EDGES, STATISTICS, summarize
 
 _SHORT = 120
 """Characters of a value that are shown in an error."""
+_GROUP = "zarr.json"
+"""The file of the group's attributes."""
 
 
 def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
@@ -56,7 +57,6 @@ def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
         else:
             _create_local(place.path, spec)
     except place.errors as error:
-        _settle()
         if place.path is not None:
             shutil.rmtree(_draft(place.path), ignore_errors=True)
         raise OSError(f"the store {place} cannot be made: {first_line(error)}") from error
@@ -74,7 +74,7 @@ def _create_local(path: Path, spec: StoreSpec) -> None:
         raise OSError(f"{error.filename} is, or lies in, a file and not a folder") from error
     draft = _draft(path)
     shutil.rmtree(draft, ignore_errors=True)
-    _make(draft, spec)
+    Location(draft).put(_files(spec))
     os.replace(draft, path)
 
 
@@ -90,7 +90,14 @@ def _create_remote(place: Location, spec: StoreSpec) -> None:
             raise ValueError(f"expected --out to be an empty place, got {place}") from error
         if "draft" not in attrs:  # a kill came while it was made
             return _refuse_other(place, spec)
-    _make(place.zarr(), spec, draft=True)
+    draft: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(draft), attributes={"format": FORMAT, "draft": True})
+    place.put({_GROUP: draft[_GROUP].to_bytes()})
+    place.remove(key for key in place.files() if key != _GROUP)
+    files = _files(spec)
+    attributes = files.pop(_GROUP)
+    place.put(files)
+    place.put({_GROUP: attributes})
 
 
 class StoreWriter:
@@ -170,7 +177,6 @@ class StoreWriter:
             self._array("shards/stamp")[shard] = np.uint64(stamp(self.fingerprint))
             self._array("images/done")[where] = np.uint8(1)
         except self.place.errors as error:
-            _settle()
             free = self.place.free()
             left = "" if free is None else f", {free / 2**20:,.0f} MiB are left on the disk"
             raise OSError(
@@ -204,17 +210,6 @@ class StoreWriter:
         )
 
 
-def _settle() -> None:
-    """Wait for zarr's other requests: of many at a time, the first that fails leaves the rest running."""
-
-    async def others() -> None:
-        own = asyncio.current_task()
-        while running := [task for task in asyncio.all_tasks() if task is not own]:
-            await asyncio.wait(running)
-
-    sync(others())
-
-
 def _expect_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
@@ -225,7 +220,7 @@ def _refuse_other(path: Path | Location, spec: StoreSpec) -> None:
     from harvest.store import open_store
 
     place = Location(path) if isinstance(path, Path) else path
-    if place.path is not None and not (place.path / "zarr.json").is_file():
+    if place.path is not None and not place.holds(_GROUP):
         raise ValueError(
             f"expected --out to be a new folder, an empty one or a store, but {path} holds other files"
         )
@@ -249,12 +244,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHORT else text[: _SHORT - 3] + "..."
 
 
-def _make(place: Any, spec: StoreSpec, *, draft: bool = False) -> None:
-    """Make the whole store, without any activation; a draft is marked as one until it is whole."""
+def _files(spec: StoreSpec) -> dict[str, bytes]:
+    """The whole store by file, without any activation.
+
+    It is made in memory, as zarr itself goes on with other requests after one has failed.
+    """
+    made: dict[str, Any] = {}
     content = spec.content()
     arrays = ("prompts", "seeds", "split", "labels", "sigmas", "timesteps", "words")
-    marks = {"format": FORMAT, "draft": True} if draft else {}
-    group = zarr.create_group(place, overwrite=draft, attributes=marks)
+    group = zarr.create_group(MemoryStore(made))
     n, per_shard = spec.images, spec.images_per_shard
     checked = {"filters": None, "compressors": (Crc32cCodec(),)}
     rows = checked
@@ -324,6 +322,7 @@ def _make(place: Any, spec: StoreSpec, *, draft: bool = False) -> None:
     group.attrs.put(
         {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint(content), **kept}
     )
+    return {key: value.to_bytes() for key, value in made.items()}
 
 
 def _text(values: list) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -91,7 +93,28 @@ _USER_ERRORS = (ValueError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a verb and exits: 0 when done, 2 with one clear line on a user's error, 130 when interrupted."""
+    """Runs a verb and exits.
+
+    0 when done, 2 with one clear line on a user's error, 130 when interrupted, and without a word 141 when
+    nobody reads its output any more, as with `| head`.
+    """
+    try:
+        try:
+            _run(arguments)
+        except SystemExit:
+            sys.stdout.flush()  # now, where it can still be told what an error means
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        unread = _unread()
+        if not unread:
+            raise
+        for stream in unread:  # what is left in them goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(128 + 13) from None  # as of a process that SIGPIPE ended
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -105,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extra = _EXTRAS[error.name.split(".")[0]]
         _fail(f"this needs the package {error.name}; run: pip install 'jaxdict[{extra}]'", 2)
     except _USER_ERRORS as error:
-        if debug:
+        if debug or (isinstance(error, BrokenPipeError) and _unread()):
             raise
         _fail(" ".join(str(error).split()) or type(error).__name__, 2)
 
@@ -213,6 +236,20 @@ def _no_check(self: Any) -> None:
 def _load(path: str) -> Any:
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _unread() -> list[Any]:
+    """Which of stdout and stderr are pipes that nobody reads any more."""
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+        except (AttributeError, OSError):  # a system without poll, or no stream of the system's
+            continue
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            found.append(stream)
+    return found
 
 
 def _fail(line: str, status: int) -> None:

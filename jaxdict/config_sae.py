@@ -8,11 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro.conf
 
-from jaxdict.export import KINDS as DICTIONARIES
+from jaxdict.dictionary import ENCODER_KINDS as KINDS
 from jaxdict.flags import at_least, captured_steps, expect, one_of
 
 NORMALIZATIONS = ("none", "rms", "standardize", "whiten")
-KINDS = tuple(kind for kind in DICTIONARIES if kind != "itda")
 PENALTIES = ("target", "l0", "tanh")
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -24,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch": 1024,
         "normalize": "whiten",
         "lr": 2e-4,
+        "encoder_scale": 1.0,
         "b1": 0.0,
         "b2": 0.99,
         "eps": 1e-10,
@@ -34,6 +34,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "aux": 0.0,
     },
 }
+_KIND = tyro.conf.arg(
+    metavar="{" + ",".join(KINDS) + "}",
+    help="Kind of autoencoder, by what it keeps of a row. "
+    + "; ".join(f"{name}: {kind.keeps}" for name, kind in KINDS.items())
+    + ".",
+)
 
 
 @dataclass(frozen=True)
@@ -61,21 +67,19 @@ class TrainSAEConfig:
     """Folder of the run: config, metrics, checkpoints, loss plot."""
     preset: Literal["none", "flux-paper"] = "none"
     """Settings to start from, which other flags change: flux-paper is the recipe of arXiv 2505.24360
-    (see `jaxdict train sae --preset flux-paper --help`)."""
+    (see `jaxdict train sae --preset flux-paper --help`). It is applied on the command line only: in Python
+    set the fields, as in TrainSAEConfig(**PRESETS["flux-paper"], store=..., site=..., out=...)."""
     target: str = ""
     """Site whose rows are to be predicted, for a transcoder; empty means the rows themselves."""
-    kind: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(KINDS) + "}")] = "topk"
-    """Kind of autoencoder: topk keeps the k largest activations of each row, batchtopk the largest of a
-    batch, k a row on average, matryoshka nested dictionaries of that kind, jumprelu what is above a learned
-    threshold, relu (L1) what is positive."""
+    kind: Annotated[str, _KIND] = "topk"
     atoms: int = 0
     """Dictionary size m, in atoms; 0 means 8 times the width of the site."""
     k: int = 32
     """Active atoms per row: of topk exactly, of batchtopk and matryoshka on average, of jumprelu the aim of
     its penalty, of relu a unit of its penalty."""
     slots: int = 0
-    """Active atoms that a row may have at most while training; 0 means k for topk, 2 k for batchtopk and
-    matryoshka, 4 k for jumprelu and relu."""
+    """Active atoms that a row may have at most while training; 0 means as many as the kind wants: k where
+    every row has k (topk), 2 k where a batch shares them (batchtopk, matryoshka), else 4 k."""
     rows: int = 10_000_000
     """Training rows seen in all, over as many epochs as it takes (rounded up to whole batches)."""
     batch: int = 1024
@@ -86,7 +90,7 @@ class TrainSAEConfig:
     """Seed of the order of the rows; -1 means --seed."""
     sweep: tuple[str, ...] = ()
     """Values to try together, such as lr=1e-4,2e-4 k=16,32 seed=0,1: every combination is trained, in one pass
-    over the rows. Those that differ in lr, aux, sparsity or seed alone share one compiled, vmapped step."""
+    over the rows. Those that differ in lr, aux, sparsity or seed alone share one compiled step."""
     steps: tuple[int, ...] = ()
     """Denoising steps to train on (indices into the store's captured steps); empty means all."""
     normalize: Literal["none", "rms", "standardize", "whiten"] = "standardize"
@@ -98,11 +102,14 @@ class TrainSAEConfig:
     """Variances (whitening: eigenvalues) below this share of their mean count as that share."""
     init: Literal["random", "rows"] = "random"
     """First atoms: random directions, or centred training rows drawn at random."""
+    encoder_scale: float = 0.25
+    """The encoder starts as the atoms' transpose times this; 1 is usual. A small one lets atoms take shape before
+    the selection settles on them."""
     lr: float = 0.0
     """Peak learning rate of Adam; 0 means 2e-3 * sqrt(1024 / m), the usual 1/sqrt(m) rule."""
-    b1: float = 0.9
+    b1: float = 0.7
     """Decay of Adam's first moment, in [0, 1)."""
-    b2: float = 0.999
+    b2: float = 0.99
     """Decay of Adam's second moment, in [0, 1)."""
     eps: float = 1e-8
     """Adam's epsilon, added to the root of the second moment."""
@@ -115,7 +122,7 @@ class TrainSAEConfig:
     ema: float = 0.0
     """Decay of a moving average of the weights, exported in their place; 0 means none."""
     sparsity: float = 0.0
-    """Weight of the sparsity penalty of jumprelu and relu; 0 means 0.3 for jumprelu, 1 for relu."""
+    """Weight of the sparsity penalty of a kind that has one; 0 means the kind's own: 0.3 for jumprelu, 1 for relu."""
     penalty: Literal["target", "l0", "tanh"] = "target"
     """Penalty of jumprelu: target (squared distance of L0 from k, in units of k), l0 (L0 / k), or tanh
     (a smooth L0 / k that also shrinks activations)."""
@@ -190,6 +197,8 @@ class TrainSAEConfig:
         for name in ("b1", "b2", "ema"):
             value = getattr(self, name)
             expect(0 <= value < 1, name, "a decay in [0, 1)", value, "lower it")
+        scale = self.encoder_scale
+        expect(scale > 0, "encoder_scale", "a number above 0", scale, "use 0.25")
         expect(self.eps > 0, "eps", "a number above 0", self.eps, "use 1e-8")
         for name, usual in (("decay", 0.2), ("ramp", 0.1)):
             value = getattr(self, name)

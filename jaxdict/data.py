@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -119,6 +120,34 @@ def source_of(
             f"expected finished {split} images in {store.path}, found none; harvest more prompts"
         )
     return Source(store, site, images, tuple(steps) or tuple(range(store.steps)))
+
+
+def match_sites(sites: Sequence[str], patterns: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Which sites names and globs ask for.
+
+    As in `jaxdict harvest` a glob is matched part by part: double.2.* is both streams of the residual
+    and none of its neurons, and double.* is no site.
+
+    Args:
+        sites: what there is.
+        patterns: names or globs; one string may hold several, separated by commas.
+
+    Returns:
+        The sites that match, in the order of `sites`, and the patterns that match none.
+    """
+    texts = list(patterns)
+    asked = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    found = {
+        pattern: {
+            site
+            for site in sites
+            if site.count(".") == pattern.count(".")
+            and all(map(fnmatchcase, site.split("."), pattern.split(".")))
+        }
+        for pattern in asked or texts
+    }
+    chosen = set().union(*found.values())
+    return [site for site in sites if site in chosen], [p for p in found if not found[p]]
 
 
 def stream_of(site: str) -> str:

@@ -26,13 +26,32 @@ Sources: topk, Gao et al. 2024 (arXiv 2406.04093); batchtopk, Bussmann et al. 20
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-KINDS = ("topk", "batchtopk", "jumprelu", "matryoshka", "relu", "itda")
-ENCODER_KINDS = ("topk", "batchtopk", "jumprelu", "matryoshka", "relu")
-_ONE_THRESHOLD = ("batchtopk", "matryoshka")
+
+class Kind(NamedTuple):
+    """What is fixed of a kind with an encoder.
+
+    Attributes:
+        threshold: what a pre-activation must exceed: none, one number for all atoms, or one for each atom.
+        keeps: what it keeps of a row, in words, for `--help`.
+    """
+
+    threshold: Literal["none", "one", "each"]
+    keeps: str
+
+
+# A further kind is one more line here, and its class in `jaxdict.kinds`.
+ENCODER_KINDS: dict[str, Kind] = {
+    "topk": Kind("none", "the k largest activations"),
+    "batchtopk": Kind("one", "the largest of a batch, k a row on average"),
+    "jumprelu": Kind("each", "what is above a threshold that each atom learns"),
+    "matryoshka": Kind("one", "as batchtopk, nested dictionaries"),
+    "relu": Kind("none", "what is positive, with an L1 penalty"),
+}
+KINDS = (*ENCODER_KINDS, "itda")
 
 # name -> (dtype, shapes it may have); m atoms, d width of the rows, out width of what is rebuilt
 TENSORS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
@@ -60,8 +79,8 @@ class Dictionary:
         bias: float32 [d_out] decoder bias, or None.
         encoder: float32 [m, d], or None (itda).
         encoder_bias: float32 [m], or None (itda).
-        threshold: float32 [m], 0 or more, which a pre-activation must exceed (batchtopk, jumprelu,
-            matryoshka), or None.
+        threshold: float32 [m], 0 or more, which a pre-activation must exceed, or None for a kind
+            without one (see `ENCODER_KINDS`).
         mean: float32 [d] subtracted from raw rows (itda), or None.
         transform: float32 [d] or [d, d], raw (minus mean) to own space (itda), or None.
         inverse: float32, the same shape, own space to raw (minus mean), or None.
@@ -123,8 +142,9 @@ class Dictionary:
 
 def check(x: Dictionary) -> None:
     """Raise ValueError, naming the field, unless every field fits the kind and each other."""
-    if x.kind not in KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {x.kind!r}")
+    known = (*ENCODER_KINDS, "itda")  # not KINDS: another may have been added since
+    if x.kind not in known:
+        raise ValueError(f"kind: expected one of {', '.join(known)}, got {x.kind!r}")
     for name, (dtype, _) in TENSORS.items():
         value = getattr(x, name)
         if value is None:
@@ -190,7 +210,9 @@ def _check_shapes(x: Dictionary) -> None:
 
 def _check_kind(x: Dictionary) -> None:
     """Raise ValueError where a field does not belong to the kind."""
+    form = "none"
     if x.kind in ENCODER_KINDS:
+        form = ENCODER_KINDS[x.kind].threshold
         needed, foreign = ("encoder", "encoder_bias"), ("mean", "transform", "inverse")
         if x.k > x.m:
             raise ValueError(f"k: expected at most m = {x.m}, got {x.k}")
@@ -202,10 +224,10 @@ def _check_kind(x: Dictionary) -> None:
             raise ValueError(
                 f"atoms: expected unit norm for itda, got {norms[worst]:.4g} at atom {worst}"
             )
-    if x.kind in (*_ONE_THRESHOLD, "jumprelu"):
-        needed += ("threshold",)
-    else:
+    if form == "none":
         foreign += ("threshold",)
+    else:
+        needed += ("threshold",)
     for name in needed:
         if getattr(x, name) is None:
             raise ValueError(f"{name}: expected an array for kind {x.kind}, got none")
@@ -219,8 +241,9 @@ def _check_kind(x: Dictionary) -> None:
         raise ValueError(
             f"threshold: expected 0 or more, got {low:.4g} at atom {int(x.threshold.argmin())}"
         )
-    if x.kind in _ONE_THRESHOLD and low != high:
+    if form == "one" and low != high:
+        others = " or ".join(name for name, one in ENCODER_KINDS.items() if one.threshold == "each")
         raise ValueError(
             f"threshold: expected the same number for every atom of kind {x.kind}, got {low:.4g} "
-            f"to {high:.4g}; a threshold for each atom is kind jumprelu"
+            f"to {high:.4g}; a threshold for each atom is kind {others}"
         )

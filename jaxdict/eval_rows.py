@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from harvest.store import Store
 from jaxdict.config import EvalConfig
-from jaxdict.data import Source, source_of
+from jaxdict.data import Source, match_sites, source_of
 from jaxdict.export import Dictionary
 
 
@@ -78,22 +77,14 @@ def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dic
 
 
 def _matching(store: Store, patterns: Sequence[str]) -> list[str]:
-    """Sites that names or globs ask for, matched part by part as in `jaxdict harvest`."""
-    chosen = set()
-    for pattern in (part.strip() for text in patterns for part in text.split(",")):
-        parts = pattern.split(".")
-        found = [
-            site
-            for site in store.sites
-            if len(names := site.split(".")) == len(parts) and all(map(fnmatchcase, names, parts))
-        ]
-        if not found:
-            raise ValueError(
-                f"--site: expected sites of {store.path} ({', '.join(store.sites)}), got "
-                f"{pattern!r}; pick some of them"
-            )
-        chosen.update(found)
-    return [site for site in store.sites if site in chosen]
+    """Sites that names or globs ask for."""
+    found, missing = match_sites(store.sites, patterns)
+    if missing:
+        raise ValueError(
+            f"--site: expected sites of {store.path} ({', '.join(store.sites)}), got "
+            f"{missing[0]!r}; pick some of them"
+        )
+    return found
 
 
 def _target_rows(source: Source, target: str, width: int) -> Source:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from harvest.store import open_store
-from jaxdict import baselines, coder, eval_plots, metrics, runs
+from jaxdict import baselines, coder, eval_plots, kinds, metrics, runs
 from jaxdict.codes import Codes
 from jaxdict.config import EvalConfig
 from jaxdict.data import Source, floats, stream_of, watched
@@ -226,7 +226,7 @@ def _active(dictionary: Dictionary, own: Quality) -> int:
     That is k where k is a sparsity; elsewhere k is the most that a row may ever have, and what
     compares is the measured mean.
     """
-    if dictionary.kind in ("topk", "itda"):
+    if dictionary.kind == "itda" or kinds.REGISTRY[dictionary.kind].fixed_slots:
         return int(dictionary.k)
     return max(1, round(own.l0))
 

@@ -23,7 +23,7 @@ def expect(condition: bool, name: str, expected: str, got: object, do: str) -> N
 def one_of(config: Any, name: str, options: Collection[str]) -> None:
     """Check that a field holds one of a few words."""
     value = getattr(config, name)
-    expect(value in options, name, f"one of {options}", value, "pick one of them")
+    expect(value in options, name, f"one of {tuple(options)}", value, "pick one of them")
 
 
 def at_least(config: Any, least: float, names: Collection[str], expected: str) -> None:

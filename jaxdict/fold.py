@@ -194,7 +194,8 @@ def read_sae(run: Path, description: dict[str, Any], *, checkpoint: str = "newes
         checkpoint: newest, or best by held-out FVU.
 
     Raises:
-        ValueError: it has no such checkpoint, or it holds the runs of several members.
+        ValueError: it has no such checkpoint, none with a score where the best is asked for, or it
+            holds the runs of several members.
     """
     if "members" in description:
         names = ", ".join(description["members"])
@@ -219,7 +220,14 @@ def read_sae(run: Path, description: dict[str, Any], *, checkpoint: str = "newes
     member = Member("", config, resolve(config, len(fitted.site.mean)))
     template = jax.eval_shape(lambda: first_state(member, fitted))
     with Checkpoints(run, keep=config.keep) as checkpoints:
-        wanted = checkpoints.best if checkpoint == "best" else None
+        wanted = None
+        if checkpoint == "best" and checkpoints.latest is not None:
+            wanted = checkpoints.best
+            if wanted is None:
+                raise ValueError(
+                    f"--checkpoint best: expected one measured on held-out rows in {checkpoints.folder}, "
+                    "found none; use --checkpoint newest"
+                )
         state, _ = checkpoints.restore(template, wanted)
     best = jax.tree.map(jnp.asarray, state).best(config.kind)
     return Trained(best, fitted, config, member.plan.slots, int(state.step))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from harvest.store import Norms, Store, open_store
 from jaxdict.compare_stores import Difference, check_alike, compare_site
 from jaxdict.config import InspectConfig
+from jaxdict.data import match_sites
 from jaxdict.spectrum import Spectrum, spectrum
 from jaxdict.tables import number, numbers, percent, print_table, print_title, size, some
 
@@ -98,23 +98,13 @@ def make_folder(folder: Path, flag: str) -> None:
 
 
 def _chosen(store: Store, patterns: Sequence[str]) -> list[str]:
-    """Sites that a name or glob asks for, matched part by part as in `jaxdict harvest`."""
-    if not patterns:
-        return list(store.sites)
-    chosen = set()
-    for pattern in (part.strip() for text in patterns for part in text.split(",")):
-        parts = pattern.split(".")
-        found = [
-            site
-            for site in store.sites
-            if len(names := site.split(".")) == len(parts) and all(map(fnmatchcase, names, parts))
-        ]
-        if not found:
-            raise ValueError(
-                f"--sites: {store.path} holds no site {pattern!r}; it holds {', '.join(store.sites)}"
-            )
-        chosen.update(found)
-    return [site for site in store.sites if site in chosen]
+    """Sites that names or globs ask for; all if there are none."""
+    found, missing = match_sites(store.sites, patterns)
+    if missing:
+        raise ValueError(
+            f"--sites: {store.path} holds no site {missing[0]!r}; it holds {', '.join(store.sites)}"
+        )
+    return found if patterns else list(store.sites)
 
 
 def _facts(store: Store, done: int) -> dict[str, Any]:

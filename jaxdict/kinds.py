@@ -9,11 +9,13 @@ once they are trained,
 with a threshold that is 0 (topk, relu), one learned number (batchtopk, matryoshka) or learned for each
 atom (jumprelu). A transcoder is any of them with rows of another site as its target and a bias of its own there.
 
-A further kind is one more class here, and its name in `jaxdict.config.KINDS`.
+A further kind is one more class here, in `REGISTRY`, and one more line in `jaxdict.dictionary.ENCODER_KINDS`:
+what the settings leave open, and which of them it reads, are said by its class.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,6 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdict import losses, sae
 from jaxdict.codes import Codes, sort_slots
+from jaxdict.config_sae import TrainSAEConfig
 from jaxdict.recipe import ALONE, Dials, How, Recipe
 from jaxdict.sae import SAEParams
 
@@ -54,6 +57,10 @@ class SAE(nnx.Module):
     """Whether every atom learns a threshold; the training weights hold its logarithm."""
     fixed_slots: ClassVar[bool] = False
     """Whether a row has at most k active atoms."""
+    slots_per_k: ClassVar[int] = 4
+    """Slots of a row in units of k, where neither they are fixed nor the settings say."""
+    sparsity: ClassVar[float] = 0.0
+    """Weight of the sparsity penalty where the settings leave it open; 0 for a kind without one."""
 
     def __init__(self, params: SAEParams, k: int) -> None:
         """Wrap weights that are ready to use.
@@ -85,6 +92,28 @@ class SAE(nnx.Module):
         return self.decode(self.encode(x))
 
     @classmethod
+    def slots(cls, k: int, m: int, *, asked: int = 0) -> int:
+        """Slots of a row while training.
+
+        Args:
+            k: active atoms a row.
+            m: atoms.
+            asked: what the settings say, 0 for nothing.
+        """
+        return k if cls.fixed_slots else min(m, asked or cls.slots_per_k * k)
+
+    @classmethod
+    def prefixes(cls, m: int) -> tuple[int, ...]:
+        """Sizes of the nested dictionaries, ascending, the last one m; none where there is but one."""
+        return ()
+
+    @classmethod
+    def own_settings(cls, config: TrainSAEConfig) -> dict[str, Any]:
+        """Fields of `Recipe` that only some kinds read; the recipes of the others do not differ in them."""
+        return {}
+
+    @classmethod
+    @abstractmethod
     def active(
         cls,
         params: SAEParams,
@@ -105,7 +134,6 @@ class SAE(nnx.Module):
             dead: bool [m], features of the AuxK codes; None where k_aux is 0.
             k_aux: slots of the AuxK codes.
         """
-        raise NotImplementedError
 
     @classmethod
     def error(
@@ -147,6 +175,7 @@ class BatchTopK(SAE):
 
     name = "batchtopk"
     batch_threshold = True
+    slots_per_k = 2
 
     @classmethod
     def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0) -> Active:
@@ -172,6 +201,11 @@ class Matryoshka(BatchTopK):
     """
 
     name = "matryoshka"
+
+    @classmethod
+    def prefixes(cls, m: int) -> tuple[int, ...]:
+        """See `SAE.prefixes`."""
+        return tuple(sorted({max(1, m >> shift) for shift in range(5)}))
 
     @classmethod
     def error(cls, params, codes, y, recipe, dials) -> tuple[Array, Array]:
@@ -205,6 +239,12 @@ class JumpReLU(SAE):
 
     name = "jumprelu"
     log_threshold = True
+    sparsity = 0.3
+
+    @classmethod
+    def own_settings(cls, config: TrainSAEConfig) -> dict[str, Any]:
+        """See `SAE.own_settings`."""
+        return {"penalty": config.penalty, "bandwidth": config.bandwidth}
 
     @classmethod
     def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0) -> Active:
@@ -245,6 +285,7 @@ class ReLU(SAE):
     """
 
     name = "relu"
+    sparsity = 1.0
 
     @classmethod
     def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0) -> Active:

@@ -9,13 +9,13 @@ import dataclasses
 import itertools
 import math
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvest.store import Store
 from jaxdict import kinds
 from jaxdict.config_sae import TrainSAEConfig
+from jaxdict.data import match_sites
 from jaxdict.recipe import ALONE, Adam, Dials, How, Rate, Recipe
 
 _FIXED = ("store", "out", "site", "sweep", "resume", "batch", "rows", "steps", "pool", "order_seed")
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
         steps: optimizer steps.
         slots: active atoms that a row may have.
         sparsity: weight of the sparsity penalty, 0 for a kind without one.
-        prefixes: nested dictionaries of kind matryoshka.
+        prefixes: sizes of nested dictionaries, of a kind that has them.
     """
 
     d: int
@@ -74,17 +74,10 @@ def resolve(config: TrainSAEConfig, d: int) -> Plan:
     k_aux = min(config.aux_k or max(1, min(d // 2, 2 * config.k)), m) if config.aux else 0
     lr = config.lr or 2e-3 * math.sqrt(1024 / m)
     kind = kinds.REGISTRY[config.kind]
-    if kind.fixed_slots:
-        slots = config.k
-    else:
-        slots = min(m, config.slots or (2 if kind.batch_threshold else 4) * config.k)
-    penalized = {"jumprelu": 0.3, "relu": 1.0}
-    sparsity = config.sparsity or penalized.get(config.kind, 0.0)
-    prefixes: tuple[int, ...] = ()
-    if config.kind == "matryoshka":
-        prefixes = tuple(sorted({max(1, m >> shift) for shift in range(5)}))
+    slots = kind.slots(config.k, m, asked=config.slots)
     steps = -(-config.rows // config.batch)
-    return Plan(d, m, k_aux, lr, steps, slots, sparsity, prefixes)
+    sparsity = config.sparsity or kind.sparsity
+    return Plan(d, m, k_aux, lr, steps, slots, sparsity, kind.prefixes(m))
 
 
 @dataclass(frozen=True)
@@ -131,14 +124,13 @@ def sites_of(config: TrainSAEConfig, store: Store) -> list[str]:
     Raises:
         ValueError: a part of it names none.
     """
-    patterns = [part.strip() for part in config.site.split(",") if part.strip()]
-    for pattern in patterns:
-        if not any(fnmatchcase(site, pattern) for site in store.sites):
-            raise ValueError(
-                f"--site: expected a site of {store.path} ({', '.join(store.sites)}), got "
-                f"{pattern!r}; pick one of them"
-            )
-    return [site for site in store.sites if any(fnmatchcase(site, part) for part in patterns)]
+    found, missing = match_sites(store.sites, [config.site])
+    if missing:
+        raise ValueError(
+            f"--site: expected a site of {store.path} ({', '.join(store.sites)}), got "
+            f"{missing[0]!r}; pick one of them"
+        )
+    return found
 
 
 def read_sweep(parts: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -226,7 +218,6 @@ def grouped(members: list[Member], how: How) -> list[Group]:
 def recipe_of(member: Member, how: How = ALONE) -> Recipe:
     """All fixed numbers of a member's step."""
     config, plan = member.config, member.plan
-    jump = config.kind == "jumprelu"
     return Recipe(
         kind=config.kind,
         k=config.k,
@@ -238,10 +229,9 @@ def recipe_of(member: Member, how: How = ALONE) -> Recipe:
         rate=Rate(plan.steps, config.warmup, config.decay),
         adam=Adam(config.b1, config.b2, config.eps, config.clip),
         prefixes=plan.prefixes,
-        penalty=config.penalty if jump else "",
-        bandwidth=config.bandwidth if jump else 0.0,
         ramp=round(config.ramp * plan.steps) if plan.sparsity else 0,
         how=how._replace(bfloat16=config.precision == "bfloat16", recall=config.recall),
+        **kinds.REGISTRY[config.kind].own_settings(config),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,11 @@ from jaxtyping import Array
 
 from jaxdict import kinds, mesh
 from jaxdict.data import Loader, floats
+from jaxdict.feed import Fitted
 from jaxdict.normalize import bfloat16_rows, normalize, to_device
 from jaxdict.recipe import How, Recipe
 from jaxdict.sae import SAEParams
 from jaxdict.update import Batch, TrainState
-
-if TYPE_CHECKING:
-    from jaxdict.feed import Fitted
 
 
 def from_rows(

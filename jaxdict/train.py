@@ -20,10 +20,7 @@ from jaxdict.data import Source, source_of
 from jaxdict.feed import Fitted, Rows, fit_group
 from jaxdict.heldout import HeldOut
 from jaxdict.members import Group, Member
-from jaxdict.normalize import (
-    save_normalization,
-    to_device,
-)
+from jaxdict.normalize import save_normalization, to_device
 from jaxdict.recipe import Dials, How
 from jaxdict.update import TrainState
 from jaxdict.watch import Tracker, Watch
@@ -118,7 +115,7 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     }
     whole = [mesh.collected(state) for state in states]
     if len(found_members) > 1:
-        _save_members(groups, whole)
+        _save_members(groups, whole, measured)
     if not chief:
         return {}
     summaries = {}
@@ -219,7 +216,8 @@ def _start(group: Group, fitted: Fitted, rows: Rows, devices: Mesh | None) -> Tr
         if member.config.init == "rows":
             target = rows.loaders[member.config.target] if member.config.target else None
             params = resample.from_rows(params, loader, fitted, target)
-            state = update.state_of(params, group.recipe)
+        params = params._replace(encoder=params.encoder * member.config.encoder_scale)
+        state = update.state_of(params, group.recipe)
         if kinds.REGISTRY[member.config.kind].log_threshold:
             start = resample.threshold_from_rows(params, loader, fitted, member.config.k)
             state = update.state_of(params, group.recipe, threshold=start)
@@ -305,7 +303,7 @@ def _measure(
 
 
 def _score(measured: dict[str, dict[str, Any]]) -> float | None:
-    """Mean held-out FVU of all members, None where there are no held-out rows."""
+    """Mean held-out FVU of the members, None where there are no held-out rows."""
     found = [line["fvu"] for line in measured.values() if "fvu" in line]
     return float(np.mean(found)) if found else None
 
@@ -337,14 +335,20 @@ def _summary(
     }
 
 
-def _save_members(groups: list[Group], states: list[Any]) -> None:
-    """A checkpoint of its own for each member of a run of several; all processes take part."""
+def _save_members(
+    groups: list[Group], states: list[Any], measured: dict[str, dict[str, Any]]
+) -> None:
+    """A checkpoint of its own, with its own score, for each member of a run of several.
+
+    All processes take part.
+    """
     for group, state in zip(groups, states, strict=True):
         for place, member in enumerate(group.members):
             steps = member.plan.steps
             with Checkpoints(member.config.out, keep=1) as own:
                 if own.latest != steps:
-                    own.save(steps, _one(state, group, place), {"batches": steps})
+                    score = _score({member.name: measured[member.name]})
+                    own.save(steps, _one(state, group, place), {"batches": steps}, score=score)
 
 
 def _finish(member: Member, summary: dict[str, Any], *, alone: bool) -> None:

@@ -73,9 +73,10 @@ class Coder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Copy the dictionary's tensors to the device."""
-        if dictionary.kind not in _ENCODERS:
+        if dictionary.kind not in (*ENCODER_KINDS, *_WITHOUT_ENCODER):
+            known = " or ".join((*ENCODER_KINDS, *_WITHOUT_ENCODER))
             raise ValueError(
-                f"expected a dictionary of kind {' or '.join(_ENCODERS)}, got {dictionary.kind!r}; "
+                f"expected a dictionary of kind {known}, got {dictionary.kind!r}; "
                 "install a newer jaxdict"
             )
         self.dictionary = dictionary
@@ -145,7 +146,7 @@ class Coder:
                 f"{self.dictionary.card.get('site', 'unknown')}"
             )
         rows = x.reshape(-1, self.d).to(self.device, self.dtype)
-        encode = _ENCODERS[self.dictionary.kind]
+        encode = _WITHOUT_ENCODER.get(self.dictionary.kind, _encode_linear)
         blocks = [encode(self, block) for block in rows.split(max(1, _BLOCK // self.m))]
         indices = torch.cat([block.indices for block in blocks])
         values = torch.cat([block.values for block in blocks])
@@ -205,10 +206,7 @@ def _encode_itda(coder: Coder, x: Tensor) -> Codes:
     return Codes(*gradient_pursuit(_apply(z, coder.transform), coder.atoms, coder.k))
 
 
-_ENCODERS: dict[str, Callable[[Coder, Tensor], Codes]] = {
-    **dict.fromkeys(ENCODER_KINDS, _encode_linear),
-    "itda": _encode_itda,
-}
+_WITHOUT_ENCODER: dict[str, Callable[[Coder, Tensor], Codes]] = {"itda": _encode_itda}
 
 
 def _apply(z: Tensor, matrix: Tensor | None) -> Tensor:

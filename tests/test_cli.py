@@ -1,12 +1,16 @@
 """The front door: help, one clear line for a user's mistake, exit statuses."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from harvest.store import create_store
 from jaxdict import cli
+from tests.harvest.synthetic import make_spec
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -61,3 +65,75 @@ def test_a_wrong_setting_names_the_flag(tmp_path: Path):
 def test_version(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out.startswith("jaxdict ")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "store"
+    create_store(path, make_spec())
+    return str(path)
+
+
+def closed_pipe(words, *, env=None, both=False):
+    """`jaxdict ... |` into a process that reads nothing and has ended; `both` sends it the errors too."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "jaxdict", *words],
+            stdout=writes,
+            stderr=subprocess.STDOUT if both else subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+    finally:
+        os.close(writes)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["inspect", "STORE"], ["--help"], ["inspect", "--help"]])
+def test_output_that_nobody_reads_ends_it_quietly(store, words, unbuffered):
+    """Unbuffered, each line is written at once; else nothing is before the end."""
+    words = [store if word == "STORE" else word for word in words]
+    done = closed_pipe(words, env={"PYTHONUNBUFFERED": unbuffered})
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_with_head_its_first_line_is_all_there_is(store):
+    with subprocess.Popen(
+        [sys.executable, "-m", "jaxdict", "inspect", store],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as inspect:
+        head = subprocess.run(["head", "-n", "1"], stdin=inspect.stdout, capture_output=True)
+        inspect.stdout.close()
+        assert inspect.stderr.read() == b""
+    assert head.stdout.decode() == f"{store}: activation store\n"
+    assert inspect.returncode in (0, 141)  # 0 if it was done before head was
+
+
+def test_a_mistake_is_told_though_nobody_reads_the_output(tmp_path):
+    done = closed_pipe(["inspect", str(tmp_path / "nothing")])
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert closed_pipe(["inspect", str(tmp_path / "nothing")], both=True).returncode == 141
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs a pipe of a known size")
+def test_another_pipe_that_breaks_is_an_error(tmp_path):
+    sites = {f"double.{i}.img": (12, 8) for i in range(60)}  # their JSON is longer than the pipe
+    create_store(tmp_path / "store", make_spec(sites=sites, words=None))
+    os.mkfifo(tmp_path / "out.json")
+    pipe = os.open(tmp_path / "out.json", os.O_RDWR)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    words = ["inspect", str(tmp_path / "store"), "--out", str(tmp_path / "out.json")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "jaxdict", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as inspect:
+        os.read(pipe, 1)
+        os.close(pipe)
+        assert inspect.stderr.read() == "jaxdict: [Errno 32] Broken pipe\n"
+    assert inspect.returncode == 2

@@ -31,11 +31,12 @@ MAY_IMPORT = {
 GROUND_FLOOR = {
     "harvest/sites.py": set(),
     "harvest/store.py": {"numpy", "zarr"},
+    "harvest/gather.py": {"numpy", "zarr"},
     "harvest/schema.py": {"numpy", "zarr"},
     "harvest/writer.py": {"numpy", "zarr"},
     "harvest/statistics.py": {"numpy"},
     "harvest/location.py": {"zarr", "obstore"},
-    "harvest/verify.py": {"numpy", "zarr", "tqdm"},
+    "harvest/verify.py": {"numpy", "tqdm"},
     "jaxdict/dictionary.py": {"numpy"},
     "jaxdict/export.py": {"numpy", "safetensors"},
 }
@@ -78,6 +79,13 @@ def test_rooms_keep_to_their_framework(room, forbidden):
     for path in files(room):
         tops = {name.split(".")[0] for name in imports(path)}
         assert not tops & forbidden, f"{path.relative_to(ROOT)} imports {tops & forbidden}"
+
+
+def test_only_zarrs_public_modules_are_imported():
+    for room in ROOMS:
+        for path in files(room):
+            private = {name for name in imports(path) if name.startswith("zarr.core")}
+            assert not private, f"{path.relative_to(ROOT)} imports {private}"
 
 
 @pytest.mark.parametrize("path", [p for p in GROUND_FLOOR if (ROOT / p).exists()])

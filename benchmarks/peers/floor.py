@@ -49,10 +49,6 @@ class Floor:
         for _ in range(steps):
             jax.block_until_ready(self.once())
 
-    def reconstruct(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Nothing was trained."""
-        raise NotImplementedError
-
 
 def _adam(weights: np.ndarray):
     """A step of optax's Adam on encoder and decoder, in place; the first moves all by the rate."""

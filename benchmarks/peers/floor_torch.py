@@ -34,10 +34,6 @@ class Product:
         for _ in range(steps):
             self.torch.nn.functional.linear(self.x, self.encoder)
 
-    def reconstruct(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Nothing was trained."""
-        raise NotImplementedError
-
 
 if __name__ == "__main__":
     serve(Product())

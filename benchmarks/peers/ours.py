@@ -37,7 +37,7 @@ class Ours:
             dead_rows=job.dead_rows or 200_000,
             ema=0.0,
             rate=Rate(job.steps, warmup, 0.0 if job.flat else 0.2),
-            adam=Adam(0.9, 0.999, 1e-8, 1.0),
+            adam=Adam(0.7, 0.99, 1e-8, 1.0),
         )
         variance = np.square(rows - mean).sum(1, dtype=np.float64).mean()
         self.dials = Dials(*(jnp.float32(value) for value in (rate, 1 / 32, 0.0, variance)))
@@ -47,6 +47,8 @@ class Ours:
         self.state = update.initial_state(
             jax.random.key(job.seed), job.m, mean=jnp.asarray(mean), recipe=recipe
         )
+        first = self.state.params
+        self.state = self.state._replace(params=first._replace(encoder=0.25 * first.encoder))
         self.step = update.make_update(recipe)
         return rate
 

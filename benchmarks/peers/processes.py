@@ -60,7 +60,8 @@ class Worker:
         """Sends a request and waits for the answer.
 
         Raises:
-            RuntimeError: the process has ended; with the last of what it complained about.
+            RuntimeError: the process has ended, with the last of what it complained about; or it
+                cannot do what it was asked for.
         """
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -74,7 +75,10 @@ class Worker:
         if not line:
             self._complaints.seek(0)
             raise RuntimeError(f"{self.name} ended:\n{self._complaints.read()[-4000:]}")
-        return json.loads(line)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return answer
 
     def stop(self) -> None:
         """End it: with no more to read it leaves by itself and clears up, else it is killed."""

@@ -1,7 +1,7 @@
 """What all contenders' processes share: requests on stdin, answers on stdout, a JSON line each.
 
-A contender is a class with `versions`, `start`, `run` and `reconstruct` (see `Contender`); this
-file does the rest: it keeps what the libraries print away from the answers, pins the process to
+A contender is a class with `versions`, `start`, `run` and `reconstruct` (see `Contender`), a floor one
+without the last (see `Computation`); this file does the rest: it keeps what the libraries print away from the answers, pins the process to
 as many cores as it may use, times the steps and measures memory and the fraction of variance
 unexplained, in the same way for all. Needs only NumPy.
 """
@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -55,20 +55,25 @@ class Job:
     variant: str = ""
 
 
-class Contender(Protocol):
-    """One way to train an autoencoder."""
+class Computation(Protocol):
+    """Something to be timed."""
 
     def versions(self) -> dict[str, str]:
         """Imports what is needed and says in which versions."""
         ...
 
     def start(self, job: Job, rows: np.ndarray) -> float:
-        """Builds model and optimizer afresh for rows [rows, d]; returns the peak learning rate."""
+        """Builds all afresh for rows [rows, d]; returns the peak learning rate, 0 without one."""
         ...
 
     def run(self, steps: int) -> None:
-        """Takes the next optimizer steps and waits until they are done."""
+        """Takes the next steps and waits until they are done."""
         ...
+
+
+@runtime_checkable
+class Contender(Computation, Protocol):
+    """One way to train an autoencoder."""
 
     def reconstruct(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """x_hat [n, d] of rows [n, d], and for each atom in how many of them it is active, [m]."""
@@ -99,11 +104,11 @@ class Batches:
         return self._rows[self._order[part]]
 
 
-def serve(contender: Contender) -> None:
+def serve(contender: Computation) -> None:
     """Answers requests until one says stop.
 
-    open (rows, a job) -> rate; run (steps) -> seconds; measure (rows) -> fvu, l0, unused;
-    memory -> bytes before and at the peak.
+    open (rows, a job) -> rate; run (steps) -> seconds; measure (rows) -> fvu, l0, unused, or an
+    error of what trains nothing; memory -> bytes before and at the peak.
     """
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -124,8 +129,13 @@ def serve(contender: Contender) -> None:
                 started = time.perf_counter()
                 contender.run(request["steps"])
                 answer = {"seconds": time.perf_counter() - started}
-            case "measure":
+            case "measure" if isinstance(contender, Contender):
                 answer = _measure(contender, np.load(request["rows"], mmap_mode="r"))
+            case "measure":
+                answer = {
+                    "error": "expected a contender, which rebuilds rows, got "
+                    f"{type(contender).__name__}, which trains nothing; ask it for run alone"
+                }
             case "memory":
                 answer = {"before": before, "peak": _peak()}
             case _:

@@ -1,10 +1,14 @@
-"""The embedded model, and a folder with one like it whose weights are random and all in use."""
+"""The embedded model, one like it whose weights are random and all in use, and a small store without a model."""
 
 import json
 import shutil
 
 import pytest
 import torch
+
+from harvest.schema import from_bits, to_bits
+from harvest.store import create_store, open_store
+from tests.harvest.synthetic import content, make_spec, write
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +43,16 @@ def random_model(random_folder):
     from harvest.models import load_model
 
     return load_model(str(random_folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A finished store, its spec, and the activations and pictures that it must give back."""
+    path = tmp_path_factory.mktemp("store") / "store"
+    spec = make_spec()
+    activations, pictures = content(spec)
+    writer = create_store(path, spec)
+    for shard in writer.pending():
+        write(writer, shard, activations, pictures)
+    rounded = {site: from_bits(to_bits(a)) for site, a in activations.items()}
+    return open_store(path), spec, rounded, pictures

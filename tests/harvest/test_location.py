@@ -56,19 +56,21 @@ def test_a_store_behind_a_url_is_written_cut_off_and_read(bucket):
         expected = from_bits(to_bits(activations[site]))
         np.testing.assert_array_equal(store.read(site, [7, 2]), expected[[7, 2]])
     np.testing.assert_array_equal(store.pictures(), pictures)
+    assert store.verify(progress=False) == []
     with pytest.raises(ValueError, match=r"s3://activations/runs/first holds a store with images"):
         create_store(url, make_spec(12))
 
 
 def test_one_that_was_cut_off_while_it_was_made_is_made_again(bucket):
     url = "s3://activations/runs/draft"
-    create_store(url, make_spec())
+    create_store(url, make_spec(sites={"double.7.img": (12, 8)}))
     body = b'{"zarr_format":3,"node_type":"group","attributes":{"format":"jaxdict-activations","draft":true}}'
     bucket.put_object(Bucket="activations", Key="runs/draft/zarr.json", Body=body)
     with pytest.raises(ValueError, match="whose making was cut off; run its harvest again"):
         open_store(url)
     assert create_store(url, make_spec()).pending() == [0, 1, 2]
     assert open_store(url).images == 11
+    assert not any("double.7.img" in key for key in Location(url).files())
 
 
 def test_harvested_there_it_is_what_a_folder_would_hold(bucket, tmp_path):
@@ -89,6 +91,39 @@ def test_harvested_there_it_is_what_a_folder_would_hold(bucket, tmp_path):
     np.testing.assert_array_equal(there.read("double.2.img"), here.read("double.2.img"))
     listed = bucket.list_objects_v2(Bucket="activations")["Contents"]
     assert "harvest.config.json" in [entry["Key"] for entry in listed]
+
+
+def test_a_file_that_is_lost_there_is_noticed_and_rows_of_zeros_are_not_taken_for_one(bucket):
+    url = "s3://activations/lost"
+    spec = make_spec()
+    activations, pictures = content(spec)
+    activations["double.2.img"][:] = 0
+    writer = create_store(url, spec)
+    for shard in writer.pending():
+        write(writer, shard, activations, pictures)
+    store = open_store(url)
+    assert not store.read("double.2.img").any()
+    lost = "sites/double.2.txt/c/1/0/0/0"
+    bucket.delete_object(Bucket="activations", Key=f"lost/{lost}")
+    with pytest.raises(ValueError, match=r"double.2.txt, .*c/1/0/0/0 is missing.*--verify"):
+        store.read("double.2.txt", [0, 6])
+    store.read("double.2.txt", [0, 9])
+    problems = store.verify(progress=False)
+    assert problems == [f"sites/double.2.txt, images 4 to 7 is missing: {lost}"]
+
+
+@pytest.mark.parametrize("where", ["s3://activations/files", "a folder"])
+def test_files_by_name(bucket, tmp_path, where):
+    place = Location(where if "://" in where else tmp_path / where)
+    assert list(place.files()) == [] and not place.exists()
+    place.put({"a/b/c": b"1", "a/b.c/d": b"2", "e": b"3"})
+    assert sorted(place.files()) == ["a/b.c/d", "a/b/c", "e"]
+    assert list(place.files("a/b")) == ["c"] and list(place.files("f")) == []
+    assert place.holds("a/b/c") and not place.holds("a/b") and not place.holds("a/b/d")
+    place.put({"e": b"4"})
+    place.remove(["a/b/c", "e"])
+    place.remove([])
+    assert list(place.files()) == ["a/b.c/d"]
 
 
 def test_nothing_and_no_bucket_are_told(bucket):

@@ -10,9 +10,8 @@ import pytest
 from jaxdict import kinds, losses, sae, update
 from jaxdict.config_sae import KINDS
 from jaxdict.recipe import Adam, Dials, Rate, Recipe
-from jaxdict.sae import SAEParams
+from tests.jaxdict.random_sae import D, K, M, N, params_and_rows
 
-N, D, M, K = 24, 10, 40, 4
 VARIANCE = 7.0
 DIALS = Dials(1e-2, 1 / 32, 0.3, VARIANCE)
 
@@ -24,17 +23,6 @@ def recipe_of(kind, **more):
     return Recipe(
         kind, K, slots, 0, "residual", 100, 0.0, Rate(50, 3, 0.2), adam, **{**fields, **more}
     )
-
-
-def params_and_rows(seed=0):
-    keys = jax.random.split(jax.random.key(seed), 5)
-    params = SAEParams(
-        jax.random.normal(keys[0], (M, D)),
-        0.3 * jax.random.normal(keys[1], (M,)),
-        jax.random.normal(keys[2], (M, D)),
-        0.5 * jax.random.normal(keys[3], (D,)),
-    )
-    return sae.unit_norm(params), jax.random.normal(keys[4], (N, D))
 
 
 def pre_of(params, x):

@@ -9,21 +9,8 @@ import pytest
 
 from jaxdict import losses, sae
 from jaxdict.kinds import TopK
-from jaxdict.sae import SAEParams
+from tests.jaxdict.random_sae import D, K, M, N, params_and_rows
 from tests.reference import sae as reference
-
-N, D, M, K = 24, 10, 40, 4
-
-
-def params_and_rows(seed=0, m=M, d=D, n=N):
-    keys = jax.random.split(jax.random.key(seed), 5)
-    params = SAEParams(
-        jax.random.normal(keys[0], (m, d)),
-        0.3 * jax.random.normal(keys[1], (m,)),
-        jax.random.normal(keys[2], (m, d)),
-        0.5 * jax.random.normal(keys[3], (d,)),
-    )
-    return sae.unit_norm(params), jax.random.normal(keys[4], (n, d))
 
 
 def as_numpy(params):

@@ -14,6 +14,7 @@ from jaxdict import cli, members, pareto, runs
 from jaxdict.config_sae import TrainSAEConfig
 from jaxdict.export import load_dictionary
 from jaxdict.recipe import How
+from jaxdict.update import Metrics
 from tests.jaxdict.command import Command, curve, last_step, raw, weights, words
 from tests.jaxdict.planted import SITE, write_planted_store
 
@@ -102,10 +103,34 @@ def test_members_are_what_they_would_be_on_their_own(swept, alone):
             np.testing.assert_allclose(got, wanted, atol=2e-4)
         assert len(curve(out / name)) == len(curve(own))
         for got, wanted in zip(curve(out / name), curve(own), strict=True):
-            key = "loss" if got["kind"] == "train" else "fvu"
-            assert got[key] == pytest.approx(wanted[key], rel=1e-3)
+            keys = Metrics._fields if got["kind"] == "train" else ("fvu", "l0")
+            one, other = ([line[key] for key in keys] for line in (got, wanted))
+            assert one == pytest.approx(other, rel=1e-3, abs=1e-6), (name, got["step"])
     every = [raw(weights(out / name)[1]) for name in NAMES]
     assert len({b"".join(one) for one in every}) == 8, "all should differ"
+
+
+def test_a_member_without_dead_features_has_no_auxk_loss_beside_one_that_has(swept):
+    lines = [[line for line in curve(swept[0] / name) if line["kind"] == "train"] for name in NAMES]
+    # Dead features after a step are what the next one revives.
+    before = [[one["dead"] for one in member[:-1]] for member in lines]
+    after = [[one["aux"] for one in member[1:]] for member in lines]
+    for dead, aux in zip(before, after, strict=True):
+        assert [value > 0 for value in aux] == [share > 0 for share in dead]
+    for k in (2, 4):
+        together = [dead for name, dead in zip(NAMES, before, strict=True) if f"k={k}_" in name]
+        mixed = [0 < sum(share > 0 for share in at) < 4 for at in zip(*together, strict=True)]
+        assert any(mixed), "one of a vmapped step should have some while another has none"
+
+
+def test_a_member_has_a_score_and_is_its_own_best_as_a_run_alone_is(swept, alone):
+    out, _ = swept
+    for run in [out / name for name in NAMES] + list(alone[0].values()):
+        score = json.loads((run / "checkpoints" / "120" / "metrics" / "metrics").read_text())
+        held = json.loads((run / runs.SUMMARY).read_text())["heldout"]
+        assert score == {"score": pytest.approx(held["fvu"], rel=1e-6)}
+    step, best = weights(out / NAMES[0], checkpoint="best")
+    assert step == 120 and raw(best) == raw(weights(out / NAMES[0])[1])
 
 
 def test_rows_are_read_once_for_all_of_them(swept, alone):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdict import feed, heldout, members, runs, sae, train, update, watch
+from jaxdict import feed, heldout, kinds, members, runs, sae, train, update, watch
 from jaxdict.codes import Codes
 from jaxdict.config_sae import TrainSAEConfig
 from jaxdict.fold import read_run, read_sae
@@ -285,7 +285,9 @@ def test_bad_settings_say_what_was_expected(store, tmp_path):
 
 
 def test_every_field_of_the_config_is_read():
-    sources = [inspect.getsource(module) for module in (train, feed, members, heldout, watch)]
+    sources = [
+        inspect.getsource(module) for module in (train, feed, members, kinds, heldout, watch)
+    ]
     read = {"preset"} | {  # the command line reads that one, before there is a config
         node.attr
         for node in ast.walk(

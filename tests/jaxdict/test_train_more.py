@@ -217,6 +217,19 @@ def test_the_best_checkpoint_outlives_the_newest_and_can_be_exported(tmp_path):
         assert card["training"]["rows"] == 16 * step
 
 
+def test_no_best_checkpoint_is_made_up_where_none_was_measured(tmp_path, capsys):
+    store = write_planted_store(tmp_path / "store", images=8, steps=1, validation=0)
+    out, to = tmp_path / "run", tmp_path / "dictionary"
+    sae(out, store, batch=16, rows=16 * 20, atoms=32, k=2, aux=0, save_every=10)
+    capsys.readouterr()
+    line = one_line(capsys, "export", str(out), *words(out=to, checkpoint="best"))
+    assert "--checkpoint best: expected one measured on held-out rows in" in line
+    assert "found none; use --checkpoint newest" in line
+    assert not to.exists()
+    cli.call(["export", str(out), *words(out=to)])
+    assert load_dictionary(to).card["training"]["rows"] == 16 * 20
+
+
 def test_a_tracker_hears_every_number_and_changes_none(resampled, store, tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     whole, settings = resampled

@@ -1,0 +1,121 @@
+"""A further kind of autoencoder: a class and a line in a table, and every room knows it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from harvest.store import open_store
+from jaxdict import cli, coder, dictionary, kinds, members, runs, sae
+from jaxdict.codes import Codes
+from jaxdict.config_sae import TrainSAEConfig
+from jaxdict.data import floats, source_of
+from jaxdict.export import load_dictionary
+from jaxdict.recipe import How
+from steer.coder import Coder
+from tests.jaxdict.command import words
+from tests.jaxdict.planted import SITE, write_planted_store
+from tests.reference import coder as slow
+
+
+class MeanK(kinds.SAE):
+    """Whatever exceeds the mean over a batch's rows of the k-th largest, with a small L1 penalty."""
+
+    name = "meank"
+    batch_threshold = True
+    slots_per_k = 3
+    sparsity = 0.01
+
+    @classmethod
+    def prefixes(cls, m):
+        return (m // 2, m)
+
+    @classmethod
+    def own_settings(cls, config):
+        return {"bandwidth": config.bandwidth}
+
+    @classmethod
+    def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0):
+        codes, aux = sae.encode(params, z, recipe.slots, dead=dead, k_aux=k_aux, how=recipe.how)
+        largest = jax.lax.top_k(jax.lax.stop_gradient(codes.values), recipe.k)[0]
+        tau = jnp.mean(jnp.min(largest, axis=1))
+        kept = jnp.where(codes.values >= tau, codes.values, 0.0)
+        penalty = dials.sparsity * jnp.mean(jnp.sum(kept, axis=1)) / jnp.sqrt(dials.variance)
+        return kinds.Active(Codes(codes.indices, kept), aux, penalty, tau)
+
+
+@pytest.fixture
+def sixth(monkeypatch):
+    """What a developer would write: the class in the one file, the line in the other."""
+    monkeypatch.setitem(kinds.REGISTRY, MeanK.name, MeanK)
+    line = dictionary.Kind("one", "what exceeds the mean k-th largest of a batch")
+    monkeypatch.setitem(dictionary.ENCODER_KINDS, MeanK.name, line)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_planted_store(tmp_path_factory.mktemp("kind") / "store")
+
+
+SMALL = {"site": SITE, "kind": MeanK.name, "atoms": 48, "k": 3, "batch": 128, "warmup": 5}
+
+
+def test_a_new_kind_is_trained_exported_encoded_and_measured(sixth, store, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "dictionary"
+    flags = words(store=store, out=run, **SMALL, rows=128 * 120, dead_rows=1000)
+    summary = cli.call(["train", "sae", *flags])
+    assert summary["kind"] == MeanK.name and summary["heldout"]["fvu"] < 0.5
+    resolved = runs.read_json(run / runs.CONFIG)["resolved"]
+    assert (resolved["slots"], resolved["sparsity"], resolved["prefixes"]) == (9, 0.01, [24, 48])
+
+    cli.call(["export", str(run), *words(out=out)])
+    found = load_dictionary(out)
+    assert (found.kind, found.k) == (MeanK.name, 9)
+    assert found.threshold is not None and found.threshold.min() == found.threshold.max() > 0
+    assert found.card["folding_error"]["relative"] < 1e-4
+
+    rows = source_of(open_store(store), SITE, split="validation")
+    x = floats(rows.read(rows.images[:4]))
+    wanted = slow.encode(found, x)
+    assert (wanted > 0).sum(1).max() > (wanted > 0).sum(1).min(), "rows should differ in L0"
+    ours = np.asarray(coder.encode(found, x).dense(found.m))
+    np.testing.assert_allclose(ours, wanted, atol=1e-3 * wanted.max())
+    theirs = Coder(found).encode(torch.from_numpy(x)).dense(found.m).numpy()
+    np.testing.assert_allclose(theirs, wanted, atol=1e-3 * wanted.max())
+
+    measured = cli.call(
+        ["eval", str(out), *words(store=store, out=tmp_path / "e.json"), "--no-plots"]
+    )
+    assert measured["metrics"]["fvu"] == pytest.approx(summary["heldout"]["fvu"], rel=1e-3)
+    assert measured["active"] == max(1, round(measured["metrics"]["l0"]))
+
+
+def test_members_of_a_new_kind_share_a_step_unless_it_reads_what_they_differ_in(
+    sixth, store, tmp_path
+):
+    for swept, sizes in (("penalty=l0,tanh", [2]), ("bandwidth=0.2,0.5", [1, 1])):
+        config = TrainSAEConfig(store=store, out=tmp_path, **SMALL, sweep=(swept,))
+        groups = members.grouped(members.expand(config, open_store(store)), How())
+        assert [len(group.members) for group in groups] == sizes
+
+
+def test_a_new_kind_is_refused_where_nobody_added_it(store, tmp_path):
+    with pytest.raises(ValueError, match=r"--kind: expected one of \('topk'.*got 'meank'"):
+        TrainSAEConfig(store=store, out=tmp_path, **SMALL)
+
+
+def test_what_a_kind_learns_is_what_its_dictionaries_hold():
+    assert set(kinds.REGISTRY) == set(dictionary.ENCODER_KINDS)
+    for name, line in dictionary.ENCODER_KINDS.items():
+        kind = kinds.REGISTRY[name]
+        assert kind.batch_threshold == (line.threshold == "one")
+        assert kind.log_threshold == (line.threshold == "each")
+
+
+def test_the_base_of_all_kinds_is_none_itself():
+    params = sae.initial_params(jax.random.key(0), 4, mean=jnp.zeros(3))
+    with pytest.raises(TypeError, match="abstract"):
+        kinds.SAE(params, 2)
