@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jaxdict import huge_pages
+
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
@@ -116,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and words[:1] == ["train"] and "--help" not in words:
+        huge_pages.ask()
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
