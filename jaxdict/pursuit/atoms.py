@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float
+
+from jaxdict.mesh import FEATURES
 
 # Full float32 products: on a GPU or TPU the default may round inputs to TF32 or bfloat16, and the
 # choice of an atom is an argmax over nearly equal numbers.
@@ -53,16 +57,20 @@ def unit_rows(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array,
     return x / jnp.where(norm > 0, norm, 1)[:, None], norm
 
 
-def prepare_atoms(atoms: ArrayLike, *, gram: bool = False) -> PreparedAtoms:
-    """Check and scale atoms once, so that many calls of `gradient_pursuit` need not.
+def prepare_atoms(
+    atoms: ArrayLike, *, gram: bool = False, mesh: Mesh | None = None
+) -> PreparedAtoms:
+    """Check and scale atoms once, so that many calls of a pursuit need not.
 
     Args:
         atoms: float [m, d], of any scale; computed in float32 (float64 stays float64).
         gram: also compute the [m, m] Gram matrix that `method="gram"` works with:
             2 m m d operations and m m numbers of memory, once.
+        mesh: devices to compute on and to leave the result on, each with its atoms and its
+            columns of the Gram matrix, if m splits evenly over the axis features.
 
     Returns:
-        Prepared atoms, to be given to `gradient_pursuit` in place of the atoms.
+        Prepared atoms, to be given to a pursuit in place of the atoms.
 
     Raises:
         ValueError: not [m, d] with m, d >= 1, or not finite.
@@ -75,7 +83,7 @@ def prepare_atoms(atoms: ArrayLike, *, gram: bool = False) -> PreparedAtoms:
         )
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"atoms: expected real numbers, got {array.dtype}")
-    prepared = _prepare(array, gram)
+    prepared = _prepare(array, gram, mesh)
     if not isinstance(prepared.norm, Tracer):
         bad = ~jnp.isfinite(prepared.norm)
         if bad.any():
@@ -86,7 +94,20 @@ def prepare_atoms(atoms: ArrayLike, *, gram: bool = False) -> PreparedAtoms:
     return prepared
 
 
-@jax.jit(static_argnames="gram")
-def _prepare(atoms: Array, gram: bool) -> PreparedAtoms:
+@partial(jax.jit, static_argnames=("gram", "mesh"))
+def _prepare(atoms: Array, gram: bool, mesh: Mesh | None) -> PreparedAtoms:
     unit, norm = unit_rows(atoms.astype(jnp.promote_types(atoms.dtype, jnp.float32)))
-    return PreparedAtoms(unit, norm, jnp.dot(unit, unit.T, precision=PRECISION) if gram else None)
+    whole = jnp.dot(unit, unit.T, precision=PRECISION) if gram else None
+    prepared = PreparedAtoms(unit, norm, whole)
+    if mesh is None or len(unit) % mesh.shape.get(FEATURES, len(unit) + 1):
+        return prepared
+
+    def place(array: Array, *spec: str | None) -> Array:
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return lax.with_sharding_constraint(array, sharding)
+
+    return PreparedAtoms(
+        place(unit, FEATURES),
+        place(norm, FEATURES),
+        None if whole is None else place(whole, None, FEATURES),
+    )

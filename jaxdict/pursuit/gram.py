@@ -1,10 +1,11 @@
-"""Gradient pursuit in the Gram form: coefficient space, no product with the atoms after the first.
+"""The Gram form of every pursuit: coefficient space, no product with the atoms after the first.
 
     c = x @ atoms.T once;   correlations of the residual = c - sum_j values_j gram[indices_j]
 
 State a row: k slots, the correlations [m], and the [k, k] Gram matrix of the support. Work: two
 products (one for all rows, one for the Gram matrix, which many rows share) and then reads of at
-most k Gram rows a step. The form for many rows on atoms whose Gram matrix fits in memory.
+most k Gram rows a step (of one, where one value moves a step). The form for many rows on atoms
+whose Gram matrix fits in memory. Over devices, each holds the columns of its atoms.
 
 The squared residual norm is followed by subtraction, 1 - sum of decreases, so in float32 it is
 good to about 1e-7 of the row's squared norm: `tol` below 1e-3 wants the residual form.
@@ -17,7 +18,9 @@ from jaxtyping import Array, Float
 
 from jaxdict.codes import combine
 from jaxdict.pursuit.atoms import PRECISION, PreparedAtoms
-from jaxdict.pursuit.step import Slots, finish, join, propose, run, shorten
+from jaxdict.pursuit.join import join
+from jaxdict.pursuit.split import at
+from jaxdict.pursuit.step import Rule, Slots, Support, finish, moved, repeat, run, shorten
 
 
 def pursue(
@@ -26,42 +29,63 @@ def pursue(
     atoms: PreparedAtoms,
     k: int,
     *,
+    rule: Rule,
     signed: bool,
     tol: Array | float,
+    axis: str | None = None,
 ) -> Slots:
     """Run up to k steps on unit rows; stops early when no row is running.
 
     Args:
         x: rows of unit norm (or zero).
         slots: their states before the first step, batched over n.
-        atoms: prepared atoms with their Gram matrix.
+        atoms: prepared atoms, those of this device, with their columns of the Gram matrix.
         k: steps.
+        rule: how values move.
         signed: whether negative coefficients are allowed.
         tol: a row stops when its residual norm is at most this.
+        axis: mesh axis along which the atoms are split, if they are.
     """
     gram = atoms.gram
     assert gram is not None
-    n = len(x)
+    n, dtype = len(x), x.dtype
     start = jnp.dot(x, atoms.unit.T, precision=PRECISION)
 
     def step(
-        t: Array, start: Array, slots: Slots, support: Array, squared: Array, correlations: Array
-    ) -> tuple[Slots, Array, Array, Array]:
-        slots, gradient = join(slots, correlations, t, signed)
-        new = gram.at[slots.indices[t], slots.indices].get(mode="promise_in_bounds")
-        support = support.at[t].set(new).at[:, t].set(new)
-        along_gradient = jnp.dot(support, gradient, precision=PRECISION)
-        proposed = propose(slots, gradient, jnp.dot(gradient, along_gradient), signed)
+        t: Array,
+        start: Array,
+        slots: Slots,
+        inner: Array,
+        squared: Array,
+        correlations: Array,
+        memory: Array,
+    ) -> tuple[Slots, Array, Array, Array, Array]:
+        slots, gradient = join(slots, correlations, t, signed, axis)
+        if not rule.single:
+            row = gram.at[slots.indices[t]].get(mode="promise_in_bounds")
+            new = at(row, slots.indices, axis)
+            inner = inner.at[t].set(new).at[:, t].set(new)
+
+        def energy(weights: Array) -> Array:
+            return jnp.dot(weights, jnp.dot(inner, weights, precision=PRECISION))
+
+        proposed, memory = rule.propose(
+            slots, gradient, t, memory, Support(energy, lambda: inner[t]), signed
+        )
         change = proposed - slots.values
         along = jnp.dot(gradient, change)
-        energy = jnp.dot(change, jnp.dot(support, change, precision=PRECISION))
-        share = shorten(along, energy)
+        used = jnp.dot(change, change) if rule.single else energy(change)
+        share = shorten(along, used)
         values = jnp.where(share == 1, proposed, slots.values + share * change)
-        decrease = share * (2 * along - share * energy)
+        decrease = share * (2 * along - share * used)
         squared = jnp.maximum(squared - decrease, 0)
         done = finish(slots, values, decrease, jnp.sqrt(squared), tol)
-        after = start - combine(done.values, done.indices, gram, t + 1)
-        return done, support, squared, after
+        if rule.single:
+            after = correlations - combine(*moved(slots, done.values), gram)
+        else:
+            after = start - combine(done.values, done.indices, gram, t + 1)
+        return done, inner, squared, after, memory
 
-    support, squared = jnp.zeros((n, k, k), x.dtype), jnp.ones(n, x.dtype)
-    return run(step, k, slots, support, squared, start, given=start)
+    inner = jnp.zeros((n, *((0, 0) if rule.single else (k, k))), dtype)
+    memory = repeat(rule.memory(k, dtype), n)
+    return run(step, k, slots, inner, jnp.ones(n, dtype), start, memory, given=start)

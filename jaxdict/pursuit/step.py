@@ -1,4 +1,4 @@
-"""What both forms of gradient pursuit share: k slots of state a row, and the loop over steps.
+"""What all pursuits share, in both forms: k slots of state a row, and the loop over steps.
 
 Rows come in with unit norm, atoms too, so that every number here is of order one and one fixed
 floor (rounding) decides what counts as zero.
@@ -46,6 +46,38 @@ class Slots(NamedTuple):
     steps: Int[Array, ""]
 
 
+class Support(NamedTuple):
+    """What a rule may ask about the atoms of a row's support; only what is called is computed.
+
+    Attributes:
+        energy: weights [k] -> ||sum_j weights_j atom_j||^2.
+        products: () -> float [k], inner products of slot t's atom with those of slots 0 to t.
+    """
+
+    energy: Callable[[Array], Array]
+    products: Callable[[], Array]
+
+
+class Rule(NamedTuple):
+    """How values move once an atom has joined: what tells one pursuit from another.
+
+    Attributes:
+        propose: (slots, gradient [k], t, memory, support, signed) -> (values [k], memory). The
+            atom of slot t has just joined if gradient[t] is not 0; values are new ones, at least
+            0 unless signed, that leave a smaller residual.
+        remembers: whether its memory is float [k, k], zeros at first, rather than empty.
+        single: whether at most one value moves a step.
+    """
+
+    propose: Callable[..., tuple[Array, Array]]
+    remembers: bool = False
+    single: bool = False
+
+    def memory(self, k: int, dtype: jnp.dtype) -> Float[Array, "k k"]:
+        """What it remembers of a row before the first step."""
+        return jnp.zeros((k, k) if self.remembers else (0, 0), dtype)
+
+
 def floor(dtype: jnp.dtype) -> float:
     """Correlations below this (with a unit row) are rounding errors."""
     return 16 * float(jnp.finfo(dtype).eps)
@@ -60,57 +92,6 @@ def empty_slots(finite: Array, zero: Array, k: int, dtype: jnp.dtype) -> Slots:
         status.astype(jnp.int32),
         jnp.zeros((), jnp.int32),
     )
-
-
-def join(
-    slots: Slots, correlations: Float[Array, " m"], t: Int[Array, ""], signed: bool
-) -> tuple[Slots, Float[Array, " k"]]:
-    """Let the best atom into slot t and give the gradient on the support.
-
-    The best atom has the largest inner product with the residual (in size, if signed). It takes
-    slot t unless it is in the support already, or its inner product is no better than rounding.
-
-    Args:
-        slots: the row's state; slot t is empty, because each earlier step filled at most one.
-        correlations: float [m], atoms @ residual.
-        t: the step, 0 to k - 1 (the same for all rows).
-        signed: whether negative coefficients are allowed.
-
-    Returns:
-        The state with the atom's index in slot t (its value still 0), and the gradient [k]: the
-        correlations of the support, 0 elsewhere. A row that can go no further stops here.
-    """
-    score = jnp.abs(correlations) if signed else correlations
-    best = argmax(score)
-    active = slots.values != 0
-    held = jnp.any(active & (slots.indices == best))
-    small = floor(correlations.dtype)
-    here = (jnp.arange(slots.indices.shape[0]) == t) & (score[best] > small) & ~held
-    indices = jnp.where(here, best, slots.indices)
-    gradient = jnp.where(active | here, correlations[indices], 0)
-    running = slots.status == RUNNING
-    stationary = running & (jnp.max(jnp.abs(gradient)) <= small)
-    status = jnp.where(stationary, Status.STATIONARY, slots.status)
-    gradient = jnp.where(status == RUNNING, gradient, 0)
-    return slots._replace(indices=indices, status=status), gradient
-
-
-def propose(
-    slots: Slots, gradient: Float[Array, " k"], energy: Float[Array, ""], signed: bool
-) -> Float[Array, " k"]:
-    """Values after the exact step along the gradient, clipped at zero unless signed.
-
-    a = <g, g> / ||sum_j g_j atom_j||^2 minimises ||r - a sum_j g_j atom_j||;
-    values <- max(0, values + a g).
-
-    Args:
-        slots: the row's state.
-        gradient: float [k], g.
-        energy: ||sum_j g_j atom_j||^2.
-        signed: whether negative coefficients are allowed.
-    """
-    values = slots.values + quotient(jnp.dot(gradient, gradient), energy) * gradient
-    return values if signed else jnp.maximum(values, 0)
 
 
 def shorten(along: Float[Array, ""], energy: Float[Array, ""]) -> Float[Array, ""]:
@@ -148,6 +129,18 @@ def finish(
     status = jnp.where(stuck, Status.STATIONARY, status)
     values = jnp.where(running & ~stuck, values, slots.values)
     return Slots(slots.indices, values, status, slots.steps + (running & ~stuck))
+
+
+def moved(slots: Slots, values: Float[Array, " k"]) -> tuple[Float[Array, 1], Int[Array, 1]]:
+    """By how much the one value that moves does so, and whose it is, as a single slot."""
+    change = values - slots.values
+    slot = jnp.argmax(jnp.abs(change))
+    return change[slot][None], slots.indices[slot][None]
+
+
+def repeat(state: Array, n: int) -> Array:
+    """The same state for each of n rows."""
+    return jnp.broadcast_to(state, (n, *state.shape))
 
 
 def run(

@@ -245,7 +245,7 @@ def test_memory_stays_below_slots_times_width(method):
 
     n, d, m, k = 64, 256, 1024, 32
     atoms = prepare_atoms(np.ones((m, d), np.float32), gram=method == "gram")
-    args = {"k": k, "method": method, "signed": False, "chunk": n}
+    args = {"k": k, "rule": "gradient", "method": method, "signed": False, "chunk": n, "mesh": None}
     memory = _solve.lower(jnp.ones((n, d)), atoms, 0.0, **args).compile().memory_analysis()
     assert memory.temp_size_in_bytes < n * k * d * 4
 
@@ -284,7 +284,15 @@ def test_prepared_atoms_give_the_same_and_auto_uses_their_gram():
 def test_auto_weighs_the_gram_matrix_against_the_rows():
     many, few = choose_method(100_000, 3072, 8192, 32), choose_method(16, 3072, 8192, 32)
     assert (many, few) == ("gram", "residual")
-    assert choose_method(100_000, 3072, 65_536, 32) == "residual"  # 16 GiB of Gram matrix
+    # 16 GiB of Gram matrix: too much for 64 GiB, not for four devices of 64 GiB or one of 256.
+    for memory, parts, method in ((64, 1, "residual"), (64, 4, "gram"), (256, 1, "gram")):
+        sizes = {"memory": memory << 30, "parts": parts}
+        assert choose_method(100_000, 3072, 65_536, 32, **sizes) == method
+    # One Gram row a step instead of k / 2; on a GPU reading is dearer beside arithmetic.
+    assert choose_method(100_000, 300, 2048, 64, platform="cpu") == "residual"
+    assert choose_method(100_000, 300, 2048, 64, platform="cpu", reads=3) == "gram"
+    assert choose_method(100_000, 600, 8192, 32, platform="cpu") == "gram"
+    assert choose_method(100_000, 600, 8192, 32, platform="gpu") == "residual"
     assert choose_method(100_000, 3072, 8192, 32, tol=1e-5) == "residual"
 
 

@@ -56,3 +56,49 @@ def papers_step(x, atoms, k):
         step = (direction @ residual) / (direction @ direction)
         weights = np.maximum(weights + step * gradient, 0)
     return weights
+
+
+def matching_pursuit(x, atoms, k, signed=False):
+    """Weights [m] of one row on unit atoms, and the residual norm after each step: every atom is tried."""
+    scale = np.linalg.norm(x)
+    x = x / scale
+    weights, norms = np.zeros(len(atoms)), [scale]
+    for _ in range(k):
+        inner = atoms @ (x - weights @ atoms)
+        trials = []
+        for j in range(len(atoms)):
+            new = weights.copy()
+            new[j] = new[j] + inner[j] if signed else max(0, new[j] + inner[j])
+            trials.append(new)
+        left = [np.linalg.norm(x - new @ atoms) for new in trials]
+        if min(left) >= norms[-1] / scale * (1 - ROUNDING):
+            break
+        weights = trials[int(np.argmin(left))]
+        norms.append(scale * min(left))
+    return scale * weights, np.array(norms)
+
+
+def orthogonal_matching_pursuit(x, atoms, k, signed=False):
+    """The same by least squares on the support; non-negative, by the inner loop of Lawson and Hanson."""
+    scale = np.linalg.norm(x)
+    x = x / scale
+    weights, norms = np.zeros(len(atoms)), [scale]
+    for _ in range(k):
+        inner = atoms @ (x - weights @ atoms)
+        best = int(np.argmax(np.abs(inner) if signed else inner))
+        if abs(inner[best]) <= ROUNDING or (inner[best] <= 0 and not signed):
+            break
+        support = sorted({best, *np.flatnonzero(weights)})
+        while True:
+            target = np.zeros(len(atoms))
+            target[support] = np.linalg.lstsq(atoms[support].T, x, rcond=None)[0]
+            down = [j for j in support if target[j] <= 0]
+            if signed or not down:
+                break
+            shares = [weights[j] / (weights[j] - target[j]) for j in down]
+            weights = weights + min(shares) * (target - weights)
+            support.remove(down[int(np.argmin(shares))])
+            weights = np.where(np.isin(np.arange(len(atoms)), support), weights, 0)
+        weights = target
+        norms.append(scale * np.linalg.norm(x - weights @ atoms))
+    return scale * weights, np.array(norms)

@@ -1,0 +1,84 @@
+"""The reads of the atoms that a step needs, alike whether one device holds all of them or many a part.
+
+`axis` names the mesh axis along which the atoms are split in order, None for atoms in one place.
+Each device looks at its own; what travels is a score and an index, k numbers, or one row [d].
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdict.codes import combine
+from jaxdict.pursuit.atoms import PRECISION
+from jaxdict.pursuit.step import argmax
+
+
+def largest(score: Float[Array, " m"], axis: str | None) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """Index and size of the largest score; the lowest index wins a tie.
+
+    Args:
+        score: of the atoms of this device.
+        axis: see above.
+    """
+    best = argmax(score)
+    value = score[best]
+    if axis is None:
+        return best, value
+    values = lax.all_gather(value, axis)
+    indices = lax.all_gather(best + lax.axis_index(axis) * score.shape[0], axis)
+    winner = jnp.argmax(values)
+    return indices[winner].astype(jnp.int32), values[winner]
+
+
+def at(
+    numbers: Float[Array, " m"], indices: Int[Array, " k"], axis: str | None
+) -> Float[Array, " k"]:
+    """numbers[indices], where numbers has one entry for each atom of this device."""
+    local, here = _local(indices, numbers.shape[0], axis)
+    found = numbers.at[local].get(mode="promise_in_bounds")
+    return found if axis is None else lax.psum(jnp.where(here, found, 0), axis)
+
+
+def mixture(
+    weights: Float[Array, " k"],
+    indices: Int[Array, " k"],
+    unit: Float[Array, "m d"],
+    slots: int | Int[Array, ""] | None,
+    axis: str | None,
+) -> Float[Array, " d"]:
+    """sum_j weights_j unit[indices_j] over the first `slots` slots."""
+    local, here = _local(indices, unit.shape[0], axis)
+    if axis is None:
+        return combine(weights, local, unit, slots)
+    return lax.psum(combine(jnp.where(here, weights, 0), local, unit, slots), axis)
+
+
+def products(
+    row: Float[Array, " d"],
+    indices: Int[Array, " k"],
+    unit: Float[Array, "m d"],
+    slots: int | Int[Array, ""],
+    axis: str | None,
+) -> Float[Array, " k"]:
+    """<row, unit[indices_j]> for the first `slots` slots, 0 for the others."""
+    local, here = _local(indices, unit.shape[0], axis)
+
+    def one(j: Array, found: Array) -> Array:
+        atom = unit.at[local[j]].get(mode="promise_in_bounds")
+        return found.at[j].set(jnp.dot(atom, row, precision=PRECISION))
+
+    found = lax.fori_loop(0, slots, one, jnp.zeros(indices.shape, row.dtype))
+    return found if axis is None else lax.psum(jnp.where(here, found, 0), axis)
+
+
+def _local(
+    indices: Int[Array, " k"], size: int, axis: str | None
+) -> tuple[Int[Array, " k"], Bool[Array, " k"] | bool]:
+    """Indices among the atoms of this device (0 for those of others), and whether they are its."""
+    if axis is None:
+        return indices, True
+    local = indices - lax.axis_index(axis) * size
+    here = (local >= 0) & (local < size)
+    return jnp.where(here, local, 0), here
