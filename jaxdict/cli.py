@@ -54,10 +54,20 @@ VERBS: dict[str, Verb] = {
         "jaxdict.fold:export",
         "run -> dictionary that acts on raw activations",
     ),
+    "prune": Verb(
+        "jaxdict.config_prune:PruneConfig",
+        "jaxdict.prune:prune",
+        "dictionary -> a smaller one, and what that costs",
+    ),
     "eval": Verb(
         "jaxdict.config:EvalConfig",
         "jaxdict.evaluate:evaluate",
         "dictionary + store -> how much is explained",
+    ),
+    "compare": Verb(
+        "jaxdict.config_compare:CompareConfig",
+        "jaxdict.compare:compare",
+        "ITDA dictionaries -> which layers and models are alike",
     ),
     "steer": Verb(
         "steer.config:SteerConfig",

@@ -2,6 +2,7 @@
 
     itda            z = (x - mean) * transform;  e = gradient pursuit of z, k steps, non-negative;
                     x_hat = (sum_j e_j atoms_j) * inverse + mean
+                    (with a target: pursuit on encoder, bias in place of mean)
     any other kind  pre = x @ encoder.T + encoder_bias;
                     e = TopK_k(where(pre > threshold, ReLU(pre), 0));
                     x_hat = sum_j e_j atoms_j + bias
@@ -121,7 +122,9 @@ def _prepared_atoms(dictionary: Dictionary) -> PreparedAtoms:
         d, m, k = dictionary.d, dictionary.m, int(dictionary.k)
         gram = choose_method(1000 * m, d, m, k) == "gram"
         with jax.ensure_compile_time_eval():
-            _prepared[dictionary] = prepare_atoms(_on_device(dictionary).atoms, gram=gram)
+            arrays = _on_device(dictionary)
+            atoms = arrays.atoms if arrays.encoder is None else arrays.encoder
+            _prepared[dictionary] = prepare_atoms(atoms, gram=gram)
     return _prepared[dictionary]
 
 
@@ -157,8 +160,10 @@ def _encode_linear(arrays: OnDevice, x: Float[Array, "n d"], *, k: int, chunk: i
 
 @jax.jit
 def _decode(arrays: OnDevice, codes: Codes) -> Float[Array, "n d_out"]:
-    own = sparse.decode(codes, arrays.atoms, arrays.bias)
+    own = sparse.decode(codes, arrays.atoms)
     if arrays.inverse is not None:
         flat = arrays.inverse.ndim == 1
         own = own * arrays.inverse if flat else jnp.dot(own, arrays.inverse, precision=PRECISION)
-    return own if arrays.mean is None else own + arrays.mean
+    # An itda dictionary with a target has both: its mean belongs to the rows it reads.
+    offset = arrays.mean if arrays.bias is None else arrays.bias
+    return own if offset is None else own + offset

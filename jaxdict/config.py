@@ -113,14 +113,22 @@ class TrainITDAConfig:
     k: int = 32
     """Active atoms per row: steps of gradient pursuit."""
     threshold: float = 0.0
-    """A row joins as an atom when this share of its squared norm (per-row FVU, in normalized space)
-    is left unexplained; in (0, 1). The paper used 0.1 to 0.6. Give this or --atoms."""
+    """A row joins as an atom when more than this share of its squared norm (per-row FVU, in normalized
+    space) is left unexplained; in (0, 1], where 1 means that nothing is explained. The paper used 0.1 to
+    0.6. Give this or --atoms."""
     atoms: int = 0
     """Dictionary size m to reach, never more: the threshold is searched for, by whole builds."""
+    rule: Literal["cover", "worst", "plain"] = "cover"
+    """Which rows above the threshold join: cover takes first the one that explains most of what the batch
+    has left, worst the one of which most is left, and both skip rows that an atom just added explains; plain
+    takes all (the papers' rule). All leave out near-duplicates."""
+    target: str = ""
+    """Site whose rows are to be rebuilt, for a transcoder; empty means the rows themselves. Rows then join
+    by the FVU of their target."""
     rows: int = 1_000_000
     """Training rows to look at, each once, at most (drawn at random); 0 means every training row."""
-    batch: int = 512
-    """Rows encoded at a time; the worst of them join first."""
+    batch: int = 2048
+    """Rows encoded at a time, before any of them joins: cover and worst choose among more in a larger one."""
     seed: int = 0
     """Seed of the order of the rows."""
     steps: tuple[int, ...] = ()
@@ -152,6 +160,7 @@ class TrainITDAConfig:
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
         one_of(self, "normalize", NORMALIZATIONS)
+        one_of(self, "rule", ("cover", "worst", "plain"))
         expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
         counts = ("k", "batch", "pool", "eval_rows", "keep")
         at_least(self, 1, counts, "a whole number of at least 1")
@@ -160,8 +169,14 @@ class TrainITDAConfig:
         if bool(self.threshold) == bool(self.atoms):
             got = f"--threshold {self.threshold} and --atoms {self.atoms}"
             raise ValueError(f"expected --threshold or --atoms, just one of the two, got {got}")
-        given = () if self.atoms else ("threshold",)
-        for name in (*given, "eigenvalue_floor", "duplicate"):
+        expect(
+            bool(self.atoms) or 0 < self.threshold <= 1,
+            "threshold",
+            "a share in (0, 1]",
+            self.threshold,
+            "the paper used 0.1 to 0.6",
+        )
+        for name in ("eigenvalue_floor", "duplicate"):
             value = getattr(self, name)
             expect(0 < value < 1, name, "a share in (0, 1)", value, "use a value in between")
         captured_steps(self)
@@ -184,7 +199,7 @@ class InspectConfig:
     spectrum: bool = False
     """Show how much of each site's variance the first principal components hold."""
     rows: int = 20_000
-    """Rows of each site that the spectrum is taken from, evenly spread over the finished images."""
+    """Rows of each site that the spectrum, or the use of atoms, is taken from, evenly spread over images."""
     verify: bool = False
     """Read the whole store and test checksums, done flags, missing parts, NaN and statistics; the
     exit status is not zero if anything is wrong."""
@@ -194,7 +209,8 @@ class InspectConfig:
     images: int = 0
     """Finished images that --compare reads, evenly spread; 0 means all."""
     plot: Path | None = None
-    """Folder for plots of the store (PNG): norms through the blocks by step, spectrum by site."""
+    """Folder for plots (PNG). Of a store: norms through the blocks by step, spectrum by site. Of an ITDA
+    dictionary: the pictures that its most used atoms came from."""
     out: Path | None = None
     """JSON file for everything that is shown."""
 

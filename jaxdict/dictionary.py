@@ -13,7 +13,9 @@ transcoder, of the rows at another site. Every kind with an encoder means
 | jumprelu | one number for each atom | the same |
 | relu | none | the same |
 
-Kind `itda` has no encoder: its codes are gradient pursuit on unit atoms (see `jaxdict.export`).
+Kind `itda` has no linear encoder: its codes are gradient pursuit on unit atoms (see `jaxdict.export`).
+With a target, pursuit runs on the unit rows `encoder`, and `atoms` are what these stand for at the
+other site, where `inverse` and `bias` (in place of `mean`) lead back to raw rows.
 
 Only numpy is imported here: this file is on the ground floor of the house.
 
@@ -62,7 +64,7 @@ TENSORS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
     "threshold": (np.float32, ("m",)),
     "mean": (np.float32, ("d",)),
     "transform": (np.float32, ("d", "d d")),
-    "inverse": (np.float32, ("d", "d d")),
+    "inverse": (np.float32, ("out", "out out")),
     "typical": (np.float32, ("m",)),
     "source": (np.int32, ("m 3",)),
 }
@@ -75,17 +77,19 @@ class Dictionary:
     Attributes:
         kind: one of `KINDS`.
         k: slots kept a row: active atoms, at most.
-        atoms: float32 [m, d_out], decoder rows in the dictionary's own space (unit norm for itda).
+        atoms: float32 [m, d_out], decoder rows in the dictionary's own space (unit norm for itda
+            without a target).
         bias: float32 [d_out] decoder bias, or None.
-        encoder: float32 [m, d], or None (itda).
+        encoder: float32 [m, d]; None for itda, but with a target the unit atoms that pursuit uses.
         encoder_bias: float32 [m], or None (itda).
         threshold: float32 [m], 0 or more, which a pre-activation must exceed, or None for a kind
             without one (see `ENCODER_KINDS`).
         mean: float32 [d] subtracted from raw rows (itda), or None.
         transform: float32 [d] or [d, d], raw (minus mean) to own space (itda), or None.
-        inverse: float32, the same shape, own space to raw (minus mean), or None.
+        inverse: float32 [d_out] or [d_out, d_out], own space to raw (minus mean), or None.
         typical: float32 [m], mean value of a feature where it is active; 0 if never.
-        source: int32 [m, 3], the (image, step, token) each atom came from (itda), or None.
+        source: int32 [m, 3], the (image, step, token) each atom came from (itda), or None; see
+            `jaxdict.itda_labels`.
         card: JSON-able facts: model, site, stream, store_fingerprint, metrics, config, versions; in
             a transcoder also `target`, the site it rebuilds.
 
@@ -120,7 +124,7 @@ class Dictionary:
     @property
     def d(self) -> int:
         """Width of a raw row that is encoded."""
-        return int((self.atoms if self.encoder is None else self.encoder).shape[1])
+        return int(self.pursued.shape[1])
 
     @property
     def d_out(self) -> int:
@@ -131,6 +135,11 @@ class Dictionary:
     def transcoder(self) -> bool:
         """Whether it rebuilds the rows of another site (`card["target"]`) than it reads."""
         return bool(self.card.get("target"))
+
+    @property
+    def pursued(self) -> np.ndarray:
+        """Float32 [m, d]: the rows that pursuit chooses among, in the own space of what is read (itda)."""
+        return self.atoms if self.encoder is None else self.encoder
 
     @property
     def raw_atoms(self) -> np.ndarray:
@@ -173,17 +182,12 @@ def check(x: Dictionary) -> None:
 
 
 def _check_target(x: Dictionary) -> None:
-    """Raise ValueError unless the card's target is a name, and the kind one that can have it."""
+    """Raise ValueError unless the card's target is a name."""
     target = x.card.get("target")
     if target is not None and not isinstance(target, str):
         raise ValueError(
             f"card: expected target to be the name of the site that is rebuilt, got {target!r}; "
             "leave it out unless this is a transcoder"
-        )
-    if target and x.kind not in ENCODER_KINDS:
-        raise ValueError(
-            f"kind: expected one of {', '.join(ENCODER_KINDS)} for a transcoder (the card's target "
-            f"is {target}), got {x.kind!r}"
         )
 
 
@@ -208,6 +212,17 @@ def _check_shapes(x: Dictionary) -> None:
             )
 
 
+def _check_unit(x: Dictionary) -> None:
+    """Raise ValueError unless the rows that pursuit chooses among are of unit norm."""
+    name = "encoder" if x.transcoder else "atoms"
+    norms = np.linalg.norm(x.pursued, axis=1)
+    worst = int(np.argmax(np.abs(norms - 1)))
+    if abs(norms[worst] - 1) > 1e-3:
+        raise ValueError(
+            f"{name}: expected unit norm for itda, got {norms[worst]:.4g} at atom {worst}"
+        )
+
+
 def _check_kind(x: Dictionary) -> None:
     """Raise ValueError where a field does not belong to the kind."""
     form = "none"
@@ -218,12 +233,8 @@ def _check_kind(x: Dictionary) -> None:
             raise ValueError(f"k: expected at most m = {x.m}, got {x.k}")
     else:
         needed, foreign = (), ("encoder", "encoder_bias", "bias")
-        norms = np.linalg.norm(x.atoms, axis=1)
-        worst = int(np.argmax(np.abs(norms - 1)))
-        if abs(norms[worst] - 1) > 1e-3:
-            raise ValueError(
-                f"atoms: expected unit norm for itda, got {norms[worst]:.4g} at atom {worst}"
-            )
+        if x.transcoder:
+            needed, foreign = ("encoder", "bias"), ("encoder_bias",)
     if form == "none":
         foreign += ("threshold",)
     else:
@@ -234,6 +245,8 @@ def _check_kind(x: Dictionary) -> None:
     for name in foreign:
         if getattr(x, name) is not None:
             raise ValueError(f"{name}: expected none for kind {x.kind}, got an array")
+    if x.kind not in ENCODER_KINDS:
+        _check_unit(x)
     if x.threshold is None:
         return
     low, high = float(x.threshold.min()), float(x.threshold.max())

@@ -70,7 +70,7 @@ def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dic
     found = {}
     for site, source in sources.items():
         check_width(dictionary, source)
-        paired = _target_rows(source, target, dictionary.d_out) if target else None
+        paired = target_rows(source, target, dictionary.d_out) if target else None
         train = source_of(store, target or site, split="train").spread(config.fit_rows)
         found[site] = Rows(source, paired, train)
     return found
@@ -87,7 +87,7 @@ def _matching(store: Store, patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def _target_rows(source: Source, target: str, width: int) -> Source:
+def target_rows(source: Source, target: str, width: int) -> Source:
     """The rows of another site that belong to the same images, steps and tokens."""
     store = source.store
     if target not in store.sites:

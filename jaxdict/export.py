@@ -13,6 +13,9 @@ the atoms, because pursuit runs in the normalized space:
     z = (x - mean) * transform        (or (x - mean) @ transform for a [d, d] transform)
     x = z * inverse + mean            (or z @ inverse + mean)
 
+An itda dictionary with a target runs pursuit on `encoder` (unit rows of the site it reads) and rebuilds
+the target's rows from `atoms` with the same codes: y = (sum_j e_j atoms_j) * inverse + bias.
+
 Version 1 had the kinds topk and itda only; version 2 added `threshold` and transcoders.
 
 Only numpy and safetensors are imported here: this file is on the ground floor of the house.
@@ -44,6 +47,7 @@ __all__ = [
     "Dictionary",
     "load_dictionary",
     "read_facts",
+    "refuse_foreign",
     "save_dictionary",
     "whole_folder",
 ]
@@ -71,7 +75,7 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Pat
         ValueError: the card cannot be written as JSON, or contradicts the tensors.
     """
     target = Path(path)
-    _refuse_foreign(target)
+    refuse_foreign(target)
     check(dictionary)
     text = _card_text(dictionary)
     tensors = {
@@ -225,7 +229,7 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _refuse_foreign(target: Path) -> None:
+def refuse_foreign(target: Path) -> None:
     """FileExistsError unless target is free, empty, or already a dictionary."""
     if target.is_dir():
         names = {entry.name for entry in target.iterdir()}

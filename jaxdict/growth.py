@@ -7,17 +7,18 @@ places hold zero atoms, which pursuit never chooses.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxdict.codes import decode
+from jaxdict.itda_select import Pairs, one_by_one, plain, share_left
 from jaxdict.pursuit import PreparedAtoms, gradient_pursuit
 from jaxdict.pursuit.atoms import PRECISION, unit_rows
-from jaxdict.pursuit.step import argmax
+
+Rule = Literal["cover", "worst", "plain"]
 
 
 class Look(NamedTuple):
@@ -25,10 +26,12 @@ class Look(NamedTuple):
 
     Attributes:
         unit: float [n, d], the rows at unit norm (zero rows stay zero).
-        fvu: float [n], ||z - z_hat||^2 / ||z||^2 of each row; 0 for a zero row.
+        fvu: float [n], ||z - z_hat||^2 / ||z||^2 of each row, or the same of its target; 0 for a
+            zero row.
         l0: int32 [n], active atoms.
         rank: int32 [n], place of a row among those that join, from 0; -1 if it does not.
         joining: int32 [], how many join.
+        partner: float [n, d_out], the target's rows over the norms of z; None without a target.
     """
 
     unit: Float[Array, "n d"]
@@ -36,6 +39,19 @@ class Look(NamedTuple):
     l0: Int[Array, " n"]
     rank: Int[Array, " n"]
     joining: Int[Array, ""]
+    partner: Float[Array, "n d_out"] | None = None
+
+
+class Target(NamedTuple):
+    """The other side of a dictionary that reads one site and rebuilds another.
+
+    Attributes:
+        atoms: float [m, d_out], what one unit of each atom stands for there.
+        y: float [n, d_out], the rows to be rebuilt, in the target's own normalized space.
+    """
+
+    atoms: Float[Array, "m d_out"]
+    y: Float[Array, "n d_out"]
 
 
 def power_of_two(m: int) -> int:
@@ -57,100 +73,54 @@ def grow(atoms: PreparedAtoms, capacity: int) -> PreparedAtoms:
     return PreparedAtoms(unit, jnp.ones(capacity), gram)
 
 
-@partial(jax.jit, static_argnames=("k",))
+@partial(jax.jit, static_argnames=("k", "rule"))
 def look(
-    atoms: PreparedAtoms, z: Float[Array, "n d"], threshold: float, duplicate: float, *, k: int
+    atoms: PreparedAtoms,
+    z: Float[Array, "n d"],
+    threshold: float,
+    duplicate: float,
+    target: Target | None = None,
+    *,
+    k: int,
+    rule: Rule = "cover",
 ) -> Look:
     """Encode rows with the atoms so far and choose the rows that join.
+
+    With a target, the codes are those of z and the error is that of y: a row joins when its target is
+    badly rebuilt, however well z itself is.
 
     Args:
         atoms: the atoms so far.
         z: rows in the dictionary's own space.
         threshold: rows of a larger FVU are candidates.
         duplicate: cosine with an atom just chosen above which a candidate is dropped.
+        target: what the atoms and the rows stand for at another site, if the dictionary has a target.
         k: steps of pursuit.
+        rule: cover or worst (`itda_select.one_by_one`), or plain (`itda_select.plain`).
 
     Returns:
         A `Look`.
     """
-    unit, _ = unit_rows(z)
+    # A row that is not finite is no atom, and must not reach the others through a sum.
+    unit, norm = unit_rows(jnp.where(jnp.all(jnp.isfinite(z), axis=1, keepdims=True), z, 0))
     result = gradient_pursuit(unit, atoms, k)
     rebuilt = decode(result.codes, atoms.unit)
     live = jnp.sum(unit * unit, axis=1) > 0.5
+    explained = result.values[:, 0] > 0
+    if target is None:
+        pairs, left = None, jnp.square(result.residual_norm)
+    else:
+        y = target.y / jnp.where(norm > 0, norm, 1)[:, None]
+        pairs = Pairs(y, decode(result.codes, target.atoms))
+        left = share_left(*pairs)
+        live &= jnp.any(y != 0, axis=1)
     # Exactly 1 where nothing is explained yet, so that the first row wins and not a rounding error.
-    fvu = jnp.where(result.values[:, 0] > 0, jnp.square(result.residual_norm), live)
-    rank, joining = select(unit, rebuilt, fvu, threshold, duplicate)
-    return Look(unit, fvu, result.codes.l0, rank, joining)
-
-
-@jax.jit
-def select(
-    unit: Float[Array, "n d"],
-    rebuilt: Float[Array, "n d"],
-    fvu: Float[Array, " n"],
-    threshold: Float[Array, ""] | float,
-    duplicate: Float[Array, ""] | float,
-) -> tuple[Int[Array, " n"], Int[Array, ""]]:
-    """Choose the rows of a batch that join: the worst first, none that is explained meanwhile.
-
-    After a row joins as atom a, every other row z, with the reconstruction y so far, is refitted as
-    beta y + gamma a if that helps with gamma > 0 (beta >= 0, least squares). Rows whose FVU has thereby
-    fallen to the threshold, or that nearly equal a, no longer need to join.
-
-    Args:
-        unit: rows of unit norm, or zero.
-        rebuilt: their reconstructions by pursuit.
-        fvu: ||unit - rebuilt||^2.
-        threshold: rows with a larger FVU join.
-        duplicate: cosine with a chosen row above which a row is its duplicate.
-
-    Returns:
-        rank int32 [n] in the order of joining, -1 for rows that do not; how many join.
-
-    Source: the joining rule is ITDA's (arXiv 2505.17769, 2505.24360); it adds every
-        candidate of a batch but duplicates.
-    """
-    n = unit.shape[0]
-
-    class State(NamedTuple):
-        rank: Array
-        count: Array
-        fvu: Array
-        rebuilt: Array
-
-    def open_rows(state: State) -> Array:
-        return state.fvu > threshold
-
-    def join(state: State) -> State:
-        worst = argmax(jnp.where(open_rows(state), state.fvu, -jnp.inf))
-        a = unit[worst]
-        q = jnp.dot(unit, a, precision=PRECISION)
-        g = jnp.dot(state.rebuilt, a, precision=PRECISION)
-        p = jnp.sum(unit * state.rebuilt, axis=1)
-        s = jnp.sum(jnp.square(state.rebuilt), axis=1)
-        # Normal equations [[s, g], [g, 1]] (beta, gamma) = (p, q); singular where y is along a.
-        det = s - g * g
-        sound = det > 1e-6 * s
-        det = jnp.where(sound, det, 1)
-        beta = jnp.where(sound, (p - g * q) / det, 0)
-        gamma = jnp.where(sound, (s * q - g * p) / det, q)
-        alone = beta <= 0
-        beta, gamma = jnp.where(alone, 0, beta), jnp.where(alone, q, gamma)
-        refitted = beta[:, None] * state.rebuilt + gamma[:, None] * a
-        left = jnp.sum(jnp.square(unit - refitted), axis=1)
-        better = (gamma > 0) & (left < state.fvu)
-        left = jnp.where(better, left, state.fvu)
-        left = jnp.where(q > duplicate, 0, left).at[worst].set(0)
-        return State(
-            state.rank.at[worst].set(state.count),
-            state.count + 1,
-            left,
-            jnp.where(better[:, None], refitted, state.rebuilt),
-        )
-
-    first = State(jnp.full(n, -1, jnp.int32), jnp.zeros((), jnp.int32), fvu, rebuilt)
-    last = lax.while_loop(lambda state: jnp.any(open_rows(state)), join, first)
-    return last.rank, last.count
+    fvu = jnp.where(live, jnp.where(explained, left, 1), 0)
+    if rule == "plain":
+        rank, joining = plain(unit, fvu, threshold, duplicate)
+    else:
+        rank, joining = one_by_one(unit, rebuilt, fvu, threshold, duplicate, pairs, by=rule)
+    return Look(unit, fvu, result.codes.l0, rank, joining, None if pairs is None else pairs.y)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -163,7 +133,7 @@ def append(
         atoms: the atoms so far (donated).
         m: how many of them are in use.
         unit: rows of unit norm.
-        rank: as `select` gives it.
+        rank: as `look` gives it.
     """
     places = jnp.where(rank >= 0, m + rank, atoms.m)
     table = atoms.unit.at[places].set(unit, mode="drop")
@@ -172,3 +142,11 @@ def append(
         block = jnp.dot(unit, table.T, precision=PRECISION)
         gram = gram.at[places].set(block, mode="drop").at[:, places].set(block.T, mode="drop")
     return PreparedAtoms(table, atoms.norm, gram)
+
+
+@partial(jax.jit, donate_argnums=0)
+def append_partners(
+    table: Float[Array, "m d_out"], m: int, rows: Float[Array, "n d_out"], rank: Int[Array, " n"]
+) -> Float[Array, "m d_out"]:
+    """The same for what the new atoms stand for at the target (`table` is donated)."""
+    return table.at[jnp.where(rank >= 0, m + rank, len(table))].set(rows, mode="drop")

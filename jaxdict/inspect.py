@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from jaxdict.config import InspectConfig
 from jaxdict.tables import brief, flat, print_table, print_title, print_values
 
-_STORE = "zarr.json"
+_STORE, _CARD = "zarr.json", "card.json"
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
@@ -53,8 +53,13 @@ def _inspect(config: InspectConfig) -> dict[str, Any]:
         if (path / file).is_file():
             if read is None:
                 return inspect_store(config, str(path))
-            _only_path(config, path)
-            return read(path)
+            _only_path(config, path, *(() if file == _CARD else ("plot",)))
+            facts = read(path)
+            if config.plot is not None:
+                from jaxdict.itda_sheet import sheet
+
+                facts["plots"] = [str(sheet(path, config.plot, config.rows))]
+            return facts
     if not path.exists():
         raise ValueError(f"expected a store, a run or a dictionary at {path}, but nothing is there")
     known = (_STORE, *_READERS)
@@ -65,10 +70,9 @@ def _inspect(config: InspectConfig) -> dict[str, Any]:
     )
 
 
-def _only_path(config: InspectConfig, path: Path) -> None:
-    asked = [
-        name for name in ("sites", "spectrum", "verify", "compare", "plot") if getattr(config, name)
-    ]
+def _only_path(config: InspectConfig, path: Path, *others: str) -> None:
+    stores_own = ("sites", "spectrum", "verify", "compare", *others)
+    asked = [name for name in stores_own if getattr(config, name)]
     if asked:
         raise ValueError(
             f"--{asked[0]}: expected an activation store, but {path} is none; leave it out"
@@ -140,4 +144,4 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-_READERS = {"card.json": _dictionary, "config.json": _run}
+_READERS = {_CARD: _dictionary, "config.json": _run}

@@ -1,9 +1,9 @@
 """`jaxdict train itda`: a dictionary made of the activations that the dictionary cannot explain.
 
 Rows stream by once, in batches. Each batch is encoded by gradient pursuit with the atoms so far;
-rows of which more than `threshold` stays unexplained join as unit atoms, the worst first. Each atom
-keeps the (image, step, token) it came from. With a target of N atoms the threshold is searched for
-by whole builds (`jaxdict.threshold`).
+rows of which more than `threshold` stays unexplained join as unit atoms (`jaxdict.itda_select`). Each atom
+keeps the (image, step, token) it came from. With --atoms N the threshold is searched for by whole
+builds (`jaxdict.threshold`). With --target another site is rebuilt, and its error is what counts.
 """
 
 from __future__ import annotations
@@ -12,56 +12,22 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from harvest.store import open_store
-from jaxdict import curves, growth, itda_run, runs
+from jaxdict import curves, itda_build, itda_run, runs
 from jaxdict.checkpoint import Checkpoints
 from jaxdict.config import TrainITDAConfig
-from jaxdict.data import Source, ahead, image_rows, source_of, watched
-from jaxdict.growth import power_of_two
+from jaxdict.data import Source, ahead, image_rows, source_of, stream_of, watched
+from jaxdict.itda_build import Build, Spaces, grow_by
+from jaxdict.itda_labels import sources
 from jaxdict.itda_run import Atoms, Probe
-from jaxdict.normalize import (
-    Normalization,
-    Space,
-    bfloat16_rows,
-    fit_once,
-    normalize,
-    to_device,
-)
-from jaxdict.once import Batch, Once
-from jaxdict.pursuit import PreparedAtoms, choose_method
+from jaxdict.normalize import Normalization, fit_once, to_device
+from jaxdict.once import Once
 from jaxdict.threshold import Trial, next_threshold
-
-# The first capacity. Smaller ones would cost more in compiling than they save in work.
-START = 256
-
-
-class Build(NamedTuple):
-    """One trial under way: all that a checkpoint holds.
-
-    Attributes:
-        atoms: prepared atoms, zero beyond the first m.
-        m: atoms in use.
-        source: int32 [capacity, 3], where each atom came from.
-        threshold: per-row FVU above which a row joins.
-        batch: batches looked at in this trial.
-        total: batches looked at in all trials.
-        trials: finished trials.
-    """
-
-    atoms: PreparedAtoms
-    m: int
-    source: np.ndarray
-    threshold: float
-    batch: int
-    total: int
-    trials: tuple[Trial, ...]
 
 
 def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
@@ -80,7 +46,9 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     """
     store = open_store(config.store)
     source = source_of(store, config.site, steps=config.steps)
-    once = Once(source, batch=config.batch, seed=config.seed, pool=config.pool, rows=config.rows)
+    target = _target_of(source, config.target) if config.target else None
+    sizes = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
+    once = Once(source, seed=config.seed, target=target, **sizes)
     description = runs.describe(
         config,
         source,
@@ -90,8 +58,11 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         packages=("jaxdict", "jax", "orbax-checkpoint", "numpy"),
     )
     found = runs.open_run(config.out, description, resume=config.resume)
-    space = to_device(_normalization(config, source, found))
-    probe = Probe(config, store, source, space)
+    spaces = Spaces(to_device(_normalization(config, source, runs.NORMALIZATION, found)))
+    if target is not None:
+        fitted = _normalization(config, target, runs.TARGET_NORMALIZATION, found)
+        spaces = Spaces(spaces.site, to_device(fitted))
+    probe = Probe(config, store, source, spaces)
     started = time.perf_counter()
 
     with (
@@ -99,36 +70,43 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         runs.stop_signals() as stop,
         ExitStack() as stack,
     ):
-        build = _fresh(config, source, once, ())
+        build = itda_build.fresh(config, once, ())
         if found and checkpoints.latest is not None:
-            build = _restore(checkpoints, build)
+            build = itda_build.restore(checkpoints, source.d)
         log = stack.enter_context(closing(runs.Log(config.out / runs.METRICS, step=build.total)))
         first = build.total
         while True:
-            build, whole = _trial(config, once, space, build, log, checkpoints, stop, probe)
+            build, whole = _trial(config, once, spaces, build, log, checkpoints, stop, probe)
             trial = Trial(build.threshold, _rows(once, build.batch), build.m, whole)
             trials = (*build.trials, trial)
             log.write(kind="trial", step=build.total, **trial._asdict())
             threshold = _next(config, once, trials)
             if threshold is None:
                 break
-            build = _fresh(config, source, once, trials, threshold, build.total)
+            build = itda_build.fresh(config, once, trials, threshold, build.total)
         build = build._replace(trials=trials)
-        atoms = Atoms(np.asarray(build.atoms.unit[: build.m]), build.source[: build.m])
-        typical, heldout = probe.typical(build.atoms, build.m), probe.heldout(build.atoms, build.m)
+        building = time.perf_counter() - started - probe.seconds
+        typical, heldout = probe.typical(build), probe.heldout(build)
         if heldout is not None:
             log.write(kind="heldout", step=build.total, **_line(heldout, once, build))
 
-    path = itda_run.save_atoms(config.out, atoms._replace(typical=typical))
+    partner = None if build.partner is None else np.asarray(build.partner[: build.m])
+    atoms = Atoms(
+        np.asarray(build.atoms.unit[: build.m]), build.source[: build.m], typical, partner
+    )
+    runs.write_json(config.out / itda_run.SOURCES, sources(store, config.site, atoms.source))
+    path = itda_run.save_atoms(config.out, atoms)
     seconds = time.perf_counter() - started
     summary = {
         "kind": "itda",
         "site": config.site,
+        **({"target": config.target} if config.target else {}),
         "d": source.d,
         "m": build.m,
         "k": config.k,
         "rows": once.rows,
         "threshold": build.threshold,
+        "rule": config.rule,
         "normalization": config.normalize,
         "training": {
             "trials": [trial._asdict() for trial in trials],
@@ -137,7 +115,8 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         },
         "heldout": heldout,
         "seconds": round(seconds, 2),
-        "rows_per_second": round((build.total - first) * config.batch / max(seconds, 1e-9), 1),
+        "building_seconds": round(building, 2),
+        "rows_per_second": round((build.total - first) * config.batch / max(building, 1e-9), 1),
     }
     runs.write_json(config.out / runs.SUMMARY, summary)
     title = f"itda {config.site}, m={build.m}, k={config.k}"
@@ -146,36 +125,35 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     return summary
 
 
-def _normalization(config: TrainITDAConfig, source: Source, found: bool) -> Normalization:
-    """The run's frozen normalization."""
+def _target_of(source: Source, site: str) -> Source:
+    """The rows of another site that belong to the same images, steps and tokens."""
+    store = source.store
+    if site not in store.sites:
+        raise ValueError(
+            f"--target: expected a site of {store.path} ({', '.join(store.sites)}), got {site!r}; "
+            "pick one of them"
+        )
+    target = Source(store, site, source.images, source.steps)
+    if target.rows != source.rows or stream_of(site) != stream_of(source.site):
+        raise ValueError(
+            f"--target: expected a site of the stream of {source.site} ({store.shape(source.site)[2]} "
+            f"tokens), got {site} ({store.shape(site)[2]}); name one of its stream"
+        )
+    return target
+
+
+def _normalization(
+    config: TrainITDAConfig, source: Source, name: str, found: bool
+) -> Normalization:
+    """A frozen normalization of the run, kept in its file `name`."""
     chosen = source.spread(config.fit_rows)
     return fit_once(
-        config.out / runs.NORMALIZATION,
+        config.out / name,
         lambda: image_rows(watched(chosen, "normalization")),
         config.normalize,
         floor=config.eigenvalue_floor,
         resume=found,
     )
-
-
-def _fresh(
-    config: TrainITDAConfig,
-    source: Source,
-    once: Once,
-    trials: tuple[Trial, ...],
-    threshold: float | None = None,
-    total: int = 0,
-) -> Build:
-    """An empty dictionary before the first batch of a trial."""
-    if threshold is None:
-        threshold = config.threshold or next_threshold((), config.atoms, once.rows)
-    assert threshold is not None
-    # With a small target the last capacity is also the first: one compilation.
-    capacity = power_of_two(min(config.atoms, 4 * START)) if config.atoms else START
-    gram = choose_method(once.rows, source.d, max(capacity, config.atoms), config.k) == "gram"
-    atoms = growth.empty(capacity, source.d, gram=gram)
-    places = np.zeros((capacity, 3), np.int32)
-    return Build(atoms, 0, places, float(threshold), 0, total, trials)
 
 
 def _next(config: TrainITDAConfig, once: Once, trials: tuple[Trial, ...]) -> float | None:
@@ -198,7 +176,7 @@ def _next(config: TrainITDAConfig, once: Once, trials: tuple[Trial, ...]) -> flo
 def _trial(
     config: TrainITDAConfig,
     once: Once,
-    space: Space,
+    spaces: Spaces,
     build: Build,
     log: runs.Log,
     checkpoints: Checkpoints,
@@ -216,7 +194,7 @@ def _trial(
     most = config.atoms or sys.maxsize
     with bar, ahead(once.read(build.batch)) as batches:
         for batch in batches:
-            build, seen, fits = grow_by(config, space, build, batch, most)
+            build, seen, fits = grow_by(config, spaces, build, batch, most)
             if not fits:
                 return build, False
             bar.update(batch.count)
@@ -227,11 +205,11 @@ def _trial(
             if build.batch == once.batches:
                 break
             if build.batch % config.eval_every == 0:
-                measured = probe.heldout(build.atoms, build.m)
+                measured = probe.heldout(build)
                 if measured is not None:
                     log.write(kind="heldout", step=build.total, **_line(measured, once, build))
             if stop or build.batch % config.save_every == 0:
-                _save(checkpoints, build)
+                itda_build.save(checkpoints, build)
             if stop:
                 checkpoints.wait()
                 log.close()
@@ -242,49 +220,9 @@ def _trial(
                 )
                 raise SystemExit(128 + (stop.signal or 0))
     if checkpoints.latest != build.total:
-        _save(checkpoints, build)
+        itda_build.save(checkpoints, build)
         checkpoints.wait()
     return build, True
-
-
-def grow_by(
-    config: TrainITDAConfig, space: Space, build: Build, batch: Batch, most: int
-) -> tuple[Build, dict[str, Any], bool]:
-    """Look at one batch and let its rows join, unless that makes more than `most` atoms.
-
-    Returns:
-        The build after the batch; what was seen, before any row joined: mean per-row FVU, share of
-        rows above the threshold, L0; False if there were too many.
-    """
-    z = normalized(space, jnp.asarray(batch.bits), batch.count)
-    look = growth.look(build.atoms, z, build.threshold, config.duplicate, k=config.k)
-    fvu, l0, rank, joining = jax.device_get((look.fvu, look.l0, look.rank, look.joining))
-    seen = {
-        "threshold": build.threshold,
-        "fvu": float(fvu[: batch.count].mean()),
-        "over": float((fvu[: batch.count] > build.threshold).mean()),
-        "l0": float(l0[: batch.count].mean()),
-    }
-    counted = build._replace(batch=build.batch + 1, total=build.total + 1)
-    if not joining:
-        return counted, seen, True
-    m = build.m + int(joining)
-    if m > most:
-        return counted._replace(m=m), seen, False
-    atoms, source = build.atoms, build.source
-    if m > atoms.m:
-        atoms = growth.grow(atoms, power_of_two(m))
-        source = np.pad(source, ((0, atoms.m - len(source)), (0, 0)))
-    atoms = growth.append(atoms, build.m, look.unit, look.rank)
-    source[build.m + rank[rank >= 0]] = batch.places[rank >= 0]
-    return counted._replace(atoms=atoms, source=source, m=m), seen, True
-
-
-@jax.jit
-def normalized(space: Space, bits: jax.Array, count: int) -> jax.Array:
-    """bfloat16 bits [n, d] to rows in the dictionary's own space; zero from row `count` on."""
-    z = normalize(space, bfloat16_rows(bits))
-    return jnp.where(jnp.arange(len(bits))[:, None] < count, z, 0)
 
 
 def _rows(once: Once, batch: int) -> int:
@@ -296,44 +234,6 @@ def _line(measured: dict[str, Any], once: Once, build: Build) -> dict[str, Any]:
     numbers["measured_rows"] = numbers.pop("rows")
     rows = _rows(once, build.batch)
     return {"rows": rows, "atoms": build.m, "threshold": build.threshold, **numbers}
-
-
-def _save(checkpoints: Checkpoints, build: Build) -> None:
-    facts = {
-        "capacity": build.atoms.m,
-        "gram": build.atoms.gram is not None,
-        "m": build.m,
-        "threshold": build.threshold,
-        "batch": build.batch,
-        "total": build.total,
-        "trials": [trial._asdict() for trial in build.trials],
-    }
-    checkpoints.save(build.total, _arrays(build.atoms, build.source), facts)
-
-
-def _arrays(atoms: PreparedAtoms, source: np.ndarray) -> dict[str, Any]:
-    """What a checkpoint stores. The Gram matrix too: computed anew it may differ in the last bit."""
-    arrays = {"unit": atoms.unit, "source": source}
-    return arrays if atoms.gram is None else {**arrays, "gram": atoms.gram}
-
-
-def _restore(checkpoints: Checkpoints, fresh: Build) -> Build:
-    facts = checkpoints.facts()
-    atoms = growth.empty(facts["capacity"], fresh.atoms.d, gram=facts["gram"])
-    source = np.zeros((facts["capacity"], 3), np.int32)
-    arrays, _ = checkpoints.restore(_arrays(atoms, source))
-    gram = jnp.asarray(arrays["gram"]) if facts["gram"] else None
-    atoms = PreparedAtoms(jnp.asarray(arrays["unit"]), atoms.norm, gram)
-    trials = tuple(Trial(**trial) for trial in facts["trials"])
-    return Build(
-        atoms,
-        facts["m"],
-        np.array(arrays["source"]),
-        facts["threshold"],
-        facts["batch"],
-        facts["total"],
-        trials,
-    )
 
 
 def _tell(

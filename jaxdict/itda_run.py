@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from harvest.store import Store, open_store
 from jaxdict import metrics, runs
+from jaxdict.checkpoint import FOLDER, Checkpoints
 from jaxdict.codes import decode
 from jaxdict.config import TrainITDAConfig
 from jaxdict.data import Source, source_of, stream_of
 from jaxdict.export import Dictionary
+from jaxdict.itda_build import Build, Spaces, stored
+from jaxdict.itda_labels import COLUMNS, sources
 from jaxdict.normalize import (
-    Space,
     bfloat16_rows,
     denormalize,
     load_normalization,
@@ -27,7 +30,7 @@ from jaxdict.normalize import (
 )
 from jaxdict.pursuit import PreparedAtoms, gradient_pursuit
 
-ATOMS = "atoms.safetensors"
+ATOMS, SOURCES = "atoms.safetensors", "sources.json"
 _BATCH = 2048
 _NEITHER = (
     f"expected {ATOMS} or a checkpoint in {{run}}, found neither; "
@@ -42,11 +45,13 @@ class Atoms(NamedTuple):
         atoms: float32 [m, d], unit norm.
         source: int32 [m, 3], (image, step, token) of each.
         typical: float32 [m], mean value where active, or None.
+        partner: float32 [m, d_out], what each atom stands for at the target, or None without one.
     """
 
     atoms: np.ndarray
     source: np.ndarray
     typical: np.ndarray | None = None
+    partner: np.ndarray | None = None
 
 
 def save_atoms(run: Path, atoms: Atoms) -> Path:
@@ -65,9 +70,12 @@ def save_atoms(run: Path, atoms: Atoms) -> Path:
 class Probe:
     """Measures atoms on held-out rows, and how strongly they fire on training rows; only reads."""
 
-    def __init__(self, config: TrainITDAConfig, store: Store, source: Source, space: Space) -> None:
+    def __init__(
+        self, config: TrainITDAConfig, store: Store, source: Source, spaces: Spaces
+    ) -> None:
         """Choose the rows; they are read when they are measured."""
-        self._space, self._k = space, config.k
+        self._spaces, self._k, self._target = spaces, config.k, config.target
+        self.seconds = 0.0  # spent measuring
         self._train = source.spread(config.eval_rows)
         self._held: Source | None = None
         if len(store.indices("validation")):
@@ -79,49 +87,72 @@ class Probe:
         """Rows behind `typical`."""
         return self._train.rows
 
-    def heldout(self, atoms: PreparedAtoms, m: int) -> dict[str, Any] | None:
+    def heldout(self, build: Build) -> dict[str, Any] | None:
         """Held-out numbers (see `jaxdict.metrics.Measurement.summary`); None without such rows."""
-        if self._held is None or not m:
+        if self._held is None or not build.m:
             return None
-        return self._measure(self._held, atoms, m)[0].summary()
+        return self._measure(self._held, build)[0].summary()
 
-    def typical(self, atoms: PreparedAtoms, m: int) -> np.ndarray:
+    def typical(self, build: Build) -> np.ndarray:
         """Mean value of each atom over the training rows where it is active: [m], 0 if never."""
-        if not m:
+        if not build.m:
             return np.zeros(0, np.float32)
-        measured, total = self._measure(self._train, atoms, m)
+        measured, total = self._measure(self._train, build)
         times = measured.fired
         return np.where(times > 0, total / np.maximum(times, 1), 0).astype(np.float32)
 
-    def _measure(
-        self, source: Source, atoms: PreparedAtoms, m: int
-    ) -> tuple[metrics.Measurement, np.ndarray]:
-        total = np.zeros(m)
+    def _measure(self, source: Source, build: Build) -> tuple[metrics.Measurement, np.ndarray]:
+        total, blocks = np.zeros(build.m), source.blocks()
+        if self._target:
+            other = Source(source.store, self._target, source.images, source.steps)
+            # A row and its target side by side: what is measured goes batch by batch.
+            blocks = (
+                (images, np.concatenate([bits, other.read(images)], axis=-1))
+                for images, bits in blocks
+            )
 
         def report(bits: np.ndarray, weight: np.ndarray) -> metrics.BatchReport:
             batch, values = _report(
-                atoms, self._space, jnp.asarray(bits), jnp.asarray(weight), k=self._k
+                build.atoms,
+                build.partner,
+                self._spaces,
+                jnp.asarray(bits),
+                jnp.asarray(weight),
+                k=self._k,
             )
             nonlocal total
-            total = total + np.asarray(values[:m], np.float64)
-            return batch._replace(fired=batch.fired[:m])
+            total = total + np.asarray(values[: build.m], np.float64)
+            return batch._replace(fired=batch.fired[: build.m])
 
-        measured = metrics.measure(source.blocks(), source.steps, report, batch=_BATCH)
+        started = time.perf_counter()
+        measured = metrics.measure(blocks, source.steps, report, batch=_BATCH)
+        self.seconds += time.perf_counter() - started
         return measured, total
 
 
 @partial(jax.jit, static_argnames="k")
 def _report(
-    atoms: PreparedAtoms, space: Space, bits: jax.Array, weight: jax.Array, *, k: int
+    atoms: PreparedAtoms,
+    partner: jax.Array | None,
+    spaces: Spaces,
+    bits: jax.Array,
+    weight: jax.Array,
+    *,
+    k: int,
 ) -> tuple[metrics.BatchReport, jax.Array]:
-    x = bfloat16_rows(bits)
-    z = normalize(space, x)
+    x = bfloat16_rows(bits[:, : atoms.d])
+    z = normalize(spaces.site, x)
     codes = gradient_pursuit(z, atoms, k).codes
-    z_hat = decode(codes, atoms.unit)
+    y_hat = decode(codes, atoms.unit if partner is None else partner)
+    raw, own = x, z
+    if partner is not None:
+        raw = bfloat16_rows(bits[:, atoms.d :])
+        own = normalize(spaces.out, raw)
     values = jnp.zeros(atoms.m).at[codes.indices].add(codes.values * weight[:, None])
+    out = spaces.out
     report = metrics.BatchReport(
-        metrics.batch_sums(x, denormalize(space, z_hat), weight, space.mean),
-        metrics.batch_sums(z, z_hat, weight, jnp.zeros_like(space.mean)),
+        metrics.batch_sums(raw, denormalize(out, y_hat), weight, out.mean),
+        metrics.batch_sums(own, y_hat, weight, jnp.zeros_like(out.mean)),
         metrics.fired(codes, atoms.m, weight),
     )
     return report, values
@@ -156,23 +187,24 @@ def run_to_dictionary(run: Path) -> Dictionary:
         )
     settings = description["config"]
     normalization = load_normalization(run / runs.NORMALIZATION)
+    out, target = normalization, settings.get("target") or ""
+    if target:
+        out = load_normalization(run / runs.TARGET_NORMALIZATION)
     atoms, finished = _read_atoms(run, len(normalization.mean))
     if not len(atoms.atoms):
         raise ValueError(f"{run}: expected at least one atom, found none; lower --threshold")
     summary = runs.read_json(run / runs.SUMMARY) if (run / runs.SUMMARY).is_file() else {}
     typical = atoms.typical if atoms.typical is not None else np.zeros(len(atoms.atoms), np.float32)
-    mean, transform, inverse = (
-        getattr(normalization, name).astype(np.float32) for name in ("mean", "transform", "inverse")
-    )
     site = settings["site"]
     card = {
         "site": site,
+        **({"target": target} if target else {}),
         "stream": stream_of(site),
         "model": description.get("model"),
         "store_fingerprint": description["store"]["fingerprint"],
         "normalization": {"kind": normalization.kind, "rows": normalization.rows, "folded": False},
         "threshold": summary.get("threshold", settings["threshold"] or None),
-        "sources": _sources(description, atoms.source, site),
+        "sources": _sources(run, description, atoms.source, site),
         "training": {
             "rows": summary.get("rows"),
             "finished": finished,
@@ -183,13 +215,16 @@ def run_to_dictionary(run: Path) -> Dictionary:
         "resolved": description["resolved"],
         "versions": description["versions"],
     }
+    f32 = np.float32
     return Dictionary(
         "itda",
         int(settings["k"]),
-        atoms.atoms,
-        mean=mean,
-        transform=transform,
-        inverse=inverse,
+        atoms.atoms if atoms.partner is None else atoms.partner,
+        bias=out.mean.astype(f32) if target else None,
+        encoder=atoms.atoms if target else None,
+        mean=normalization.mean.astype(f32),
+        transform=normalization.transform.astype(f32),
+        inverse=out.inverse.astype(f32),
         typical=typical,
         source=atoms.source,
         card=card,
@@ -200,44 +235,31 @@ def _read_atoms(run: Path, d: int) -> tuple[Atoms, bool]:
     """The finished atoms, or those of the newest checkpoint; whether they are finished."""
     if (run / ATOMS).is_file():
         return Atoms(**load_file(run / ATOMS)), True
-    from jaxdict.checkpoint import FOLDER, Checkpoints
-
     if not (run / FOLDER).is_dir():  # opening them would make the folder
         raise FileNotFoundError(_NEITHER.format(run=run))
     with Checkpoints(run) as checkpoints:
         if checkpoints.latest is None:
             raise FileNotFoundError(_NEITHER.format(run=run))
-        facts = checkpoints.facts()
-        capacity = facts["capacity"]
-        template = {
-            "unit": np.zeros((capacity, d), np.float32),
-            "source": np.zeros((capacity, 3), np.int32),
-        }
-        if facts["gram"]:
-            template["gram"] = np.zeros((capacity, capacity), np.float32)
-        arrays, _ = checkpoints.restore(template)
-    m = facts["m"]
-    return Atoms(np.array(arrays["unit"][:m]), np.array(arrays["source"][:m])), False
+        arrays, facts = stored(checkpoints, d)
+    m, partner = facts["m"], arrays.get("partner")
+    return Atoms(
+        np.array(arrays["unit"][:m]),
+        np.array(arrays["source"][:m]),
+        partner=None if partner is None else np.array(partner[:m]),
+    ), False
 
 
-def _sources(description: dict[str, Any], source: np.ndarray, site: str) -> dict[str, Any]:
-    """How to read `source`, and the prompts of its images where the store is still there.
-
-    Steps and tokens count what the store keeps. `denoising_step` says which step each kept one is; where a store keeps
-    a sample of the tokens, `position` says where in its stream each atom's token lies.
-    """
-    sources: dict[str, Any] = {"columns": ["image", "step", "token"]}
+def _sources(
+    run: Path, description: dict[str, Any], source: np.ndarray, site: str
+) -> dict[str, Any]:
+    """Labels as the finished run kept them; of an unfinished run, from its store if it is still there."""
+    if (run / SOURCES).is_file() and (run / ATOMS).is_file():
+        return runs.read_json(run / SOURCES)
+    columns: dict[str, Any] = {"columns": list(COLUMNS), "prompts": {}}
     try:
         store = open_store(description["store"]["path"])
     except ValueError:
-        return {**sources, "prompts": {}, "note": "the store was not there at export"}
+        return {**columns, "note": "the store was not there at export"}
     if store.fingerprint != description["store"]["fingerprint"]:
-        return {**sources, "prompts": {}, "note": "the store had changed at export"}
-    images = np.unique(source[:, 0])
-    sources["prompts"] = {str(image): store.prompts[image] for image in images}
-    sources["seeds"] = {str(image): int(store.seeds[image]) for image in images}
-    sources["denoising_step"] = store.step_numbers.tolist()
-    if store.sampled:
-        place = np.searchsorted(images, source[:, 0])
-        sources["position"] = store.positions(site, images)[place, source[:, 2]].tolist()
-    return sources
+        return {**columns, "note": "the store had changed at export"}
+    return sources(store, site, source)

@@ -17,17 +17,28 @@ class Batch(NamedTuple):
         bits: uint16 [batch, d], bfloat16 bits; zero rows fill the last batch up.
         places: int32 [batch, 3], (image, step, token) of each row.
         count: rows that are real.
+        target: uint16 [batch, d_out], the same rows at the target's site; None without one.
     """
 
     bits: np.ndarray
     places: np.ndarray
     count: int
+    target: np.ndarray | None = None
 
 
 class Once:
     """One pass over a source in the order of the `Loader`; batch i is a function of (seed, i)."""
 
-    def __init__(self, source: Source, *, batch: int, seed: int, pool: int, rows: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch: int,
+        seed: int,
+        pool: int,
+        rows: int,
+        target: Source | None = None,
+    ) -> None:
         """Plan the order; nothing is read yet.
 
         Args:
@@ -36,8 +47,9 @@ class Once:
             seed: of the order.
             pool: rows permuted together, about; they come from images drawn at random.
             rows: rows in all, at most; 0 for every row of the source.
+            target: another site's rows of the same images, steps and tokens, to be read along.
         """
-        self.source, self.batch = source, batch
+        self.source, self.batch, self.target = source, batch, target
         self.rows = min(rows or source.rows, source.rows)
         self._plan = Loader(source, batch=batch, seed=seed, pool=pool)
 
@@ -49,8 +61,7 @@ class Once:
     def read(self, start: int = 0) -> Iterator[Batch]:
         """Batches from number `start` on; pools before it are not read."""
         wanted, end = start * self.batch, self.rows
-        bits: list[np.ndarray] = []
-        places: list[np.ndarray] = []
+        parts: list[tuple[np.ndarray, ...]] = []
         held, first = 0, 0
         for pool in range(self._plan.pools):
             images, order = self._plan.order(0, pool)
@@ -58,22 +69,22 @@ class Once:
             if first <= wanted:
                 continue
             order = order[max(skip, 0) : len(order) - max(first - end, 0)]
-            table = self.source.read(self.source.images[images])
-            labels = self._places(images)[order]
-            rows = table.reshape(-1, table.shape[-1])[order]
+            tables = [self._places(images)]
+            for site in (self.source, *([] if self.target is None else [self.target])):
+                table = site.read(self.source.images[images])
+                tables.append(table.reshape(-1, table.shape[-1]))
             at = 0
-            while at < len(rows):
-                take = min(self.batch - held, len(rows) - at)
-                bits.append(rows[at : at + take])
-                places.append(labels[at : at + take])
+            while at < len(order):
+                take = min(self.batch - held, len(order) - at)
+                parts.append(tuple(table[order[at : at + take]] for table in tables))
                 held, at = held + take, at + take
                 if held == self.batch:
-                    yield self._pack(bits, places, held)
-                    bits, places, held = [], [], 0
+                    yield self._pack(parts, held)
+                    parts, held = [], 0
             if first >= end:
                 break
         if held:
-            yield self._pack(bits, places, held)
+            yield self._pack(parts, held)
 
     def _places(self, images: np.ndarray) -> np.ndarray:
         """(image, step, token) of the rows of some images, in store order."""
@@ -83,8 +94,7 @@ class Once:
         )
         return np.stack([axis.ravel() for axis in grid], axis=1).astype(np.int32)
 
-    def _pack(self, bits: list[np.ndarray], places: list[np.ndarray], count: int) -> Batch:
+    def _pack(self, parts: list[tuple[np.ndarray, ...]], count: int) -> Batch:
         spare = ((0, self.batch - count), (0, 0))
-        return Batch(
-            np.pad(np.concatenate(bits), spare), np.pad(np.concatenate(places), spare), count
-        )
+        places, bits, *target = (np.pad(np.concatenate(x), spare) for x in zip(*parts, strict=True))
+        return Batch(bits, places, count, target[0] if target else None)

@@ -124,7 +124,8 @@ class Coder:
     def encode(self, x: Tensor) -> Codes:
         """Codes of raw activations.
 
-            itda:   gradient pursuit of (x - mean) transform on the atoms, k steps, non-negative
+            itda:   gradient pursuit of (x - mean) transform on the atoms (a transcoder: on its
+                    encoder), k steps, non-negative
             others: TopK_k(where(pre > threshold, ReLU(pre), 0)),  pre = encoder x + encoder_bias
 
         Args:
@@ -156,16 +157,17 @@ class Coder:
     def decode(self, codes: Codes) -> Tensor:
         """The reconstruction x_hat [..., d_out] of codes [..., k], in raw activations.
 
-        itda:  (sum_j e_j atoms_j) inverse + mean;    others:  sum_j e_j atoms_j + bias
+        itda:  (sum_j e_j atoms_j) inverse + mean (a transcoder: + bias);
+        others:  sum_j e_j atoms_j + bias
         """
         shape = codes.values.shape
         flat = combine(
             codes.indices.reshape(-1, shape[-1]), codes.values.reshape(-1, shape[-1]), self.atoms
         )
         flat = _apply(flat, self.inverse)
-        for offset in (self.bias, self.mean):
-            if offset is not None:
-                flat = flat + offset
+        offset = self.mean if self.bias is None else self.bias
+        if offset is not None:
+            flat = flat + offset
         return flat.reshape(*shape[:-1], self.d_out)
 
     def activation(self, x: Tensor, feature: int) -> Tensor:
@@ -203,7 +205,8 @@ def _encode_linear(coder: Coder, x: Tensor) -> Codes:
 
 def _encode_itda(coder: Coder, x: Tensor) -> Codes:
     z = x if coder.mean is None else x - coder.mean
-    return Codes(*gradient_pursuit(_apply(z, coder.transform), coder.atoms, coder.k))
+    atoms = coder.atoms if coder.encoder is None else coder.encoder
+    return Codes(*gradient_pursuit(_apply(z, coder.transform), atoms, coder.k))
 
 
 _WITHOUT_ENCODER: dict[str, Callable[[Coder, Tensor], Codes]] = {"itda": _encode_itda}

@@ -38,7 +38,8 @@ def linear(kind: str, *, k: int = K, m: int = M, d_out: int = D) -> Dictionary:
     )
 
 
-def itda(square: bool) -> Dictionary:
+def itda(square: bool, d_out: int = D) -> Dictionary:
+    """Of another width than D, with a target."""
     rng = np.random.default_rng(1)
     atoms = rng.normal(size=(M, D))
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
@@ -46,15 +47,14 @@ def itda(square: bool) -> Dictionary:
     transform = np.linalg.inv(inverse) if square else 1 / inverse
     space = rng.normal(size=D), transform, inverse
     mean, transform, inverse = (a.astype(np.float32) for a in space)
-    return Dictionary(
-        "itda",
-        K,
-        atoms.astype(np.float32),
-        mean=mean,
-        transform=transform,
-        inverse=inverse,
-        typical=np.ones(M, np.float32),
-    )
+    shared = {"mean": mean, "transform": transform, "typical": np.ones(M, np.float32)}
+    if d_out == D:
+        return Dictionary("itda", K, atoms.astype(np.float32), inverse=inverse, **shared)
+    ys, bias = (rng.normal(size=s).astype(np.float32) for s in ((M, d_out), d_out))
+    inverse = rng.normal(size=(d_out, d_out) if square else d_out).astype(np.float32)
+    card = {"site": "double.2.img", "target": "double.2.img.mlp"}
+    shared |= {"inverse": inverse, "encoder": atoms.astype(np.float32), "bias": bias}
+    return Dictionary("itda", K, ys, card=card, **shared)
 
 
 KINDS = {
@@ -70,6 +70,8 @@ KINDS = {
     "jumprelu transcoder": linear("jumprelu", k=30, d_out=7),
     "itda": itda(False),
     "itda whitened": itda(True),
+    "itda transcoder": itda(False, 19),
+    "itda transcoder, whitened": itda(True, 7),
 }
 every = pytest.mark.parametrize("dictionary", KINDS.values(), ids=KINDS)
 small = {name: dictionary for name, dictionary in KINDS.items() if dictionary.m == M}
@@ -130,7 +132,8 @@ def test_decoding_adds_raw_atoms_to_a_constant(dictionary):
 
 
 @pytest.mark.parametrize(
-    "name", ["topk", "jumprelu", "jumprelu transcoder", "itda", "itda whitened"]
+    "name",
+    ["topk", "jumprelu", "jumprelu transcoder", "itda", "itda whitened", "itda transcoder"],
 )
 def test_chunks_jit_and_the_disk_change_nothing(name, tmp_path):
     dictionary = KINDS[name]

@@ -193,7 +193,7 @@ BAD_TRANSCODER_FIELDS = {
     "no width": ({"encoder": ONES((6, 0), np.float32)}, r"encoder: expected \[6, 1\]"),
     "no encoder": ({"encoder": None}, "encoder: expected an array for kind topk"),
     "no target": ({"card": {}}, "names the site that it rebuilds as the card's target"),
-    "itda": ({"kind": "itda"}, "kind: expected one of topk.* for a transcoder .* got 'itda'"),
+    "itda": ({"kind": "itda"}, "encoder_bias: expected none for kind itda, got an array"),
     "d_out": ({"card": TARGET | {"d_out": 4}}, "card: expected d_out = 7 .* got 4"),
 }
 NOTHING, NEGATIVE = None, np.array([0, 1, -0.5, 0, 0, 0], np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harvest.store import create_store, open_store
-from jaxdict.itda_run import _sources
+from jaxdict.itda_labels import sources
 from tests.harvest.synthetic import content, make_spec, write
 
 
@@ -25,9 +25,8 @@ def store(tmp_path):
 
 
 def test_sources_tell_step_and_position_in_the_stream(store):
-    description = {"store": {"path": str(store.path), "fingerprint": store.fingerprint}}
     source = np.array([[7, 1, 4], [2, 0, 0], [7, 2, 1]], np.int32)
-    told = _sources(description, source, "double.2.img")
+    told = sources(store, "double.2.img", source)
     where = store.positions("double.2.img")
     assert told["position"] == [where[7, 4], where[2, 0], where[7, 1]]
     assert told["denoising_step"] == [0, 4, 8]

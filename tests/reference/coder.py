@@ -13,7 +13,7 @@ def encode(dictionary, x):
     for row, raw in enumerate(np.asarray(x, np.float64)):
         if dictionary.kind == "itda":
             out[row], _ = gradient_pursuit(
-                own_space(dictionary, raw), dictionary.atoms, dictionary.k
+                own_space(dictionary, raw), dictionary.pursued, dictionary.k
             )
             continue
         active = {}
@@ -34,6 +34,8 @@ def decode(dictionary, dense):
         return own + (0 if dictionary.bias is None else dictionary.bias)
     if dictionary.inverse is not None:
         own = own @ square(dictionary.inverse)
+    if dictionary.transcoder:
+        return own + dictionary.bias
     return own + (0 if dictionary.mean is None else dictionary.mean)
 
 

@@ -66,9 +66,15 @@ def _random_dictionary(
     if transform == "full":
         mean, matrix = normal(d), normal(d, d)
         inverse = np.linalg.inv(matrix.astype(np.float64)).astype(np.float32)
-    return Dictionary(
-        "itda", k, atoms, mean=mean, transform=matrix, inverse=inverse, typical=typical, card=card
-    )
+    other = {}
+    if target:
+        card["target"] = target
+        read = normal(m, d)
+        read /= np.linalg.norm(read, axis=1, keepdims=True)
+        other = {"encoder": read, "bias": normal(out)}
+        inverse = None if matrix is None else normal(*(out for _ in matrix.shape))
+    shared = {"mean": mean, "transform": matrix, "inverse": inverse, "typical": typical}
+    return Dictionary("itda", k, atoms, card=card, **shared, **other)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,8 @@ KINDS = {
     "itda": {"kind": "itda", "transform": "none"},
     "itda diagonal": {"kind": "itda", "transform": "diagonal"},
     "itda full": {"kind": "itda", "transform": "full"},
+    "itda transcoder": {"kind": "itda", "transform": "full", "d_out": 20, "target": TARGET},
+    "itda transcoder of one width": {"kind": "itda", "transform": "diagonal", "target": TARGET},
 }
 assert {options["kind"] for options in KINDS.values()} == set(EVERY_KIND)
 each_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
