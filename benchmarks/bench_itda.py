@@ -2,7 +2,7 @@
 
 python benchmarks/bench_itda.py [--quick] [--store runs/demo/store]
 
-On a store of the embedded model (that of `jaxdict demo`), site double.2.img. The curve: each rule over several
+On a store of the embedded model (that of `jaxdict demo`, harvested where it is missing), site double.2.img. The curve: each rule over several
 thresholds, atoms against held-out FVU, as JSON and as docs/itda-curve.png. The race: ITDA of N atoms, at a threshold
 that is known and with the search for it; beside it TopK autoencoders of the same N and k trained over ever more rows
 until one's held-out FVU is as low. Each training is a whole run with its own learning-rate schedule. What is compared
@@ -12,17 +12,17 @@ normalization, which is the same for both, and measuring are not counted.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from record import save
 
-from jaxdict import runs
+from jaxdict import cli, runs
 from jaxdict.config import TrainITDAConfig
 from jaxdict.config_sae import TrainSAEConfig
 from jaxdict.itda import train_itda
@@ -193,10 +193,14 @@ def draw(points: list[dict[str, Any]], out: Path) -> None:
 
 def main() -> None:
     """Measure and write."""
-    quick = "--quick" in sys.argv
-    store = Path(
-        sys.argv[sys.argv.index("--store") + 1] if "--store" in sys.argv else "runs/demo/store"
-    )
+    flags = argparse.ArgumentParser(description="ITDA's rules, and ITDA beside an autoencoder.")
+    flags.add_argument("--quick", action="store_true", help="few rows, nothing written")
+    flags.add_argument("--store", type=Path, default=Path("runs/demo/store"))
+    asked = flags.parse_args()
+    quick, store = asked.quick, asked.store
+    if not store.exists():
+        words = f"harvest --sites {SITE} --images 1500 --steps 4 --seed 0 --out"
+        cli.call([*words.split(), str(store)])
     folder = Path(tempfile.mkdtemp(prefix="bench-itda-"))
     rows = 5_000 if quick else ROWS
     try:

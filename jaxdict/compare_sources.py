@@ -14,6 +14,7 @@ from harvest.store import Store
 from jaxdict import runs
 from jaxdict.data import stream_of
 from jaxdict.export import CARD_FILE, FORMAT, TENSORS_FILE, VERSION, read_facts
+from jaxdict.itda_labels import positions
 from jaxdict.similarity import jaccard
 
 _ITDA = "an ITDA dictionary (with sources)"
@@ -291,6 +292,5 @@ def _positions(member: Member, token: np.ndarray, stores: Mapping[str, Store]) -
     said = member.card["sources"].get("position") if "sources" in member.card else None
     store = stores.get(member.fingerprint)
     if store is not None and store.sampled:
-        images, place = np.unique(member.source[:, 0], return_inverse=True)
-        return store.positions(member.site, images)[place.reshape(-1), token]
+        return positions(store, member.site, member.source)
     return np.asarray(said, np.int64) if said else token

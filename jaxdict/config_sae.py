@@ -103,8 +103,7 @@ class TrainSAEConfig:
     init: Literal["random", "rows"] = "random"
     """First atoms: random directions, or centred training rows drawn at random."""
     encoder_scale: float = 0.25
-    """The encoder starts as the atoms' transpose times this; 1 is usual. A small one lets atoms take shape before
-    the selection settles on them."""
+    """The encoder starts as the atoms' transpose times this; 1 is usual, a quarter gave lower errors in trials."""
     lr: float = 0.0
     """Peak learning rate of Adam; 0 means 2e-3 * sqrt(1024 / m), the usual 1/sqrt(m) rule."""
     b1: float = 0.7

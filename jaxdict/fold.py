@@ -16,6 +16,7 @@ folding is done in float64 and rounded once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -345,20 +346,37 @@ def typical(dictionary: Dictionary, rows: Source, *, batch: int = 4096) -> np.nd
     Args:
         dictionary: on raw rows, of any kind.
         rows: of the training split, of the site that is read.
-        batch: rows at a time; the last batch is filled up with its first row, which is not counted.
+        batch: rows at a time.
 
     Returns:
         The means.
     """
     total, times = np.zeros(dictionary.m), np.zeros(dictionary.m, np.int64)
-    for _, bits in watched(rows, "typical"):
+    for indices, values in encoded(dictionary, rows, "typical", batch=batch):
+        total += np.bincount(indices, values, dictionary.m)
+        times += np.bincount(indices[values != 0], minlength=dictionary.m)
+    return np.where(times > 0, total / np.maximum(times, 1), 0).astype(np.float32)
+
+
+def encoded(
+    dictionary: Dictionary, rows: Source, name: str, *, batch: int = 4096
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The slots of all rows, a batch at a time, behind a progress bar.
+
+    Args:
+        dictionary: on raw rows, of any kind.
+        rows: of the site that is read.
+        name: of the progress bar.
+        batch: rows at a time; the last batch is filled up with its first row, which is not given.
+
+    Yields:
+        Indices int [rows k] and values float64 [rows k]; a slot of value 0 is empty.
+    """
+    for _, bits in watched(rows, name):
         every = floats(bits)
         for start in range(0, len(every), batch):
             part = every[start : start + batch]
             padded = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
             codes = coder.encode(dictionary, jnp.asarray(padded))
             indices = np.asarray(codes.indices)[: len(part)].ravel()
-            values = np.asarray(codes.values, np.float64)[: len(part)].ravel()
-            total += np.bincount(indices, values, dictionary.m)
-            times += np.bincount(indices[values != 0], minlength=dictionary.m)
-    return np.where(times > 0, total / np.maximum(times, 1), 0).astype(np.float32)
+            yield indices, np.asarray(codes.values, np.float64)[: len(part)].ravel()

@@ -67,8 +67,7 @@ def sources(store: Store, site: str, source: np.ndarray) -> dict[str, Any]:
     }
     if not len(source):
         return told
-    place = np.searchsorted(images, source[:, 0])
-    position = store.positions(site, images)[place, source[:, 2]]
+    position = positions(store, site, source)
     if store.sampled:
         told["position"] = position.tolist()
     if stream_of(site) == "txt" and store.attrs["words"] is not None:
@@ -76,6 +75,18 @@ def sources(store: Store, site: str, source: np.ndarray) -> dict[str, Any]:
         pairs = zip(source[:, 0].tolist(), position.tolist(), strict=True)
         told["word"] = [words[image][at] if at < len(words[image]) else "" for image, at in pairs]
     return told
+
+
+def positions(store: Store, site: str, source: np.ndarray) -> np.ndarray:
+    """Where in its stream each atom's token lies: int [m].
+
+    Args:
+        store: the one that atoms are rows of.
+        site: which rows.
+        source: int [m, 3], (image, step, token) of each atom.
+    """
+    images, place = np.unique(source[:, 0], return_inverse=True)
+    return store.positions(site, images)[place.reshape(-1), source[:, 2]]
 
 
 def chosen(told: dict[str, Any], source: np.ndarray, keep: np.ndarray) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def resolve(config: TrainSAEConfig, d: int) -> Plan:
 
     m = 8 d. lr = 2e-3 sqrt(1024 / m): the 1/sqrt(m) rule of Gao et al. 2024, through
     the better of the two rates tried on a store of the embedded model (held-out FVU 0.100 with
-    2e-3, 0.110 with 8e-4, at m = 1024, k = 16, 3M rows). k_aux = min(d / 2, 2 k), where they
+    2e-3, 0.110 with 8e-4, at m = 1024, k = 16, 3M rows, Adam's b1 0.9 and b2 0.999). k_aux = min(d / 2, 2 k), where they
     have d / 2, to keep steps that revive features cheap.
 
     Raises:

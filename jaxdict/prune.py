@@ -16,17 +16,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from harvest.store import Store, open_store
-from jaxdict import coder, itda_labels
+from jaxdict import itda_labels
 from jaxdict.config_prune import PruneConfig
-from jaxdict.data import Source, floats, source_of, watched
+from jaxdict.data import Source, source_of
 from jaxdict.eval_rows import check_width, target_rows
 from jaxdict.evaluate import measure_dictionary
 from jaxdict.export import Dictionary, load_dictionary, refuse_foreign, save_dictionary
-from jaxdict.fold import typical
+from jaxdict.fold import encoded, typical
 from jaxdict.tables import print_table
 
 _BLOCK = 2048
@@ -52,19 +51,12 @@ def usage(dictionary: Dictionary, rows: Source, *, batch: int = 4096) -> Usage:
     Args:
         dictionary: on raw rows, of any kind.
         rows: of the site that is read.
-        batch: rows at a time; the last one is filled up with its first row, which is not counted.
+        batch: rows at a time.
     """
     fired, squares = np.zeros(dictionary.m, np.int64), np.zeros(dictionary.m)
-    for _, bits in watched(rows, "usage"):
-        every = floats(bits)
-        for start in range(0, len(every), batch):
-            part = every[start : start + batch]
-            padded = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
-            codes = coder.encode(dictionary, jnp.asarray(padded))
-            indices = np.asarray(codes.indices)[: len(part)].ravel()
-            values = np.asarray(codes.values, np.float64)[: len(part)].ravel()
-            squares += np.bincount(indices, values**2, dictionary.m)
-            fired += np.bincount(indices[values != 0], minlength=dictionary.m)
+    for indices, values in encoded(dictionary, rows, "usage", batch=batch):
+        squares += np.bincount(indices, values**2, dictionary.m)
+        fired += np.bincount(indices[values != 0], minlength=dictionary.m)
     norms = np.square(dictionary.atoms.astype(np.float64)).sum(1)
     return Usage(fired, squares * norms, rows.rows)
 
