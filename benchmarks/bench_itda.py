@@ -22,7 +22,7 @@ from typing import Any
 
 from record import save
 
-from jaxdict import cli, runs
+from jaxdict import cli, huge_pages, runs
 from jaxdict.config import TrainITDAConfig
 from jaxdict.config_sae import TrainSAEConfig
 from jaxdict.itda import train_itda
@@ -197,6 +197,7 @@ def main() -> None:
     flags.add_argument("--quick", action="store_true", help="few rows, nothing written")
     flags.add_argument("--store", type=Path, default=Path("runs/demo/store"))
     asked = flags.parse_args()
+    huge_pages.ask()
     quick, store = asked.quick, asked.store
     if not store.exists():
         words = f"harvest --sites {SITE} --images 1500 --steps 4 --seed 0 --out"

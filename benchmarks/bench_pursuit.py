@@ -5,7 +5,8 @@ python benchmarks/bench_pursuit.py [--quick] [--only shapes|curves] [--shape N,D
 Ours and the peers (dictionary_learning's gradient pursuit, a plain dense one in torch, scikit-learn's
 orthogonal matching pursuit; each in a process of its own, peers/) take turns on the same rows and as
 many cores. Before anything is timed the error of each is computed from its codes, and ours is held
-not to be larger. Peers that are slow get fewer rows; their time is scaled and the rows are told.
+not to be larger. What is slow gets fewer rows; its time is scaled and the rows are told.
+All run in huge pages where there are any, as `jaxdict train` does.
 Writes results/pursuit.json and, with the curves, docs/pursuit.png.
 """
 
@@ -26,6 +27,8 @@ import numpy as np
 from peers.processes import OURS, PEERS, THREADS, Way, Worker, workers
 from record import save
 
+from jaxdict import huge_pages
+
 SHAPES = ((256, 768, 8192, 32), (256, 3072, 8192, 32), (1024, 3072, 32768, 64))
 QUICK = ((64, 128, 1024, 16),)
 WAYS = {
@@ -39,6 +42,8 @@ RIVALS = {
     "scikit-learn OMP": ("orthogonal signed, residual", "orthogonal signed, gram prepared"),
 }
 """Which of ours answer the same question as a peer, and may leave no larger an error."""
+LARGE = 1e12
+"""n d m k from which a shape is large: gradient pursuit only, on fewer rows where it is slow."""
 SLACK = 1e-3
 """By how much, relatively, the mean squared residual may be larger for rounding."""
 
@@ -54,7 +59,9 @@ def problem(n: int, d: int, m: int, k: int, seed: int = 0) -> tuple[np.ndarray, 
     return x, atoms
 
 
-def ours(x: Any, atoms: Any, k: int, *, gram: bool, few: bool) -> dict[str, Callable[[], Any]]:
+def ours(
+    x: Any, atoms: Any, k: int, *, gram: bool, few: bool, rows: int
+) -> dict[str, Callable[[], Any]]:
     """Our pursuits: name -> function.
 
     Args:
@@ -63,6 +70,7 @@ def ours(x: Any, atoms: Any, k: int, *, gram: bool, few: bool) -> dict[str, Call
         k: steps.
         gram: whether the Gram matrix is to be made.
         few: gradient pursuit on prepared atoms only.
+        rows: how many rows the residual form gets.
     """
     from jaxdict.pursuit import (
         gradient_pursuit,
@@ -80,7 +88,7 @@ def ours(x: Any, atoms: Any, k: int, *, gram: bool, few: bool) -> dict[str, Call
     }
     if few:
         verbs = {"gradient": gradient_pursuit}
-    found = {f"{name}, residual": partial(verb, x, plain, k) for name, verb in verbs.items()}
+    found = {f"{name}, residual": partial(v, x[:rows], plain, k) for name, v in verbs.items()}
     if gram:
         prepared = prepare_atoms(atoms, gram=True)
         if not few:
@@ -94,6 +102,11 @@ def peer_rows(name: str, n: int, d: int, m: int, k: int) -> int:
     if name == "scikit-learn OMP":
         return min(n, 32) if m <= 16384 else 0
     return n if n * d * m * k < 3e11 else min(n, 32)
+
+
+def own_rows(n: int, d: int, m: int, k: int) -> int:
+    """Rows that our residual form gets: all, unless it would take minutes."""
+    return n if n * d * m * k < LARGE else min(n, 128)
 
 
 def measure(
@@ -119,11 +132,14 @@ def measure(
     gram = available() > 4 * m * m * 4
     load = os.getloadavg()[0]
     on_device = jnp.asarray(x), jnp.asarray(atoms)
-    solvers = ours(*on_device, k, gram=gram, few=few)
+    solvers = ours(*on_device, k, gram=gram, few=few, rows=own_rows(n, d, m, k))
     left = {name: np.asarray(solve().residual_norm, np.float64) for name, solve in solvers.items()}
     squares = np.square(x, dtype=np.float64).sum(1)
-    rows = dict.fromkeys(solvers, n)
-    error = {name: float(np.square(norm).sum() / squares.sum()) for name, norm in left.items()}
+    rows = {name: len(norm) for name, norm in left.items()}
+    error = {
+        name: float(np.square(norm).sum() / squares[: len(norm)].sum())
+        for name, norm in left.items()
+    }
     wanted = {name: peer_rows(name, n, d, m, k) for name in WAYS}
     ways = {name: way for name, way in WAYS.items() if wanted[name] and way.python.exists()}
     if few:
@@ -236,6 +252,7 @@ def main() -> None:
     flags.add_argument("--shape", help="one shape n,d,m,k; nothing written")
     flags.add_argument("--rounds", type=int, help="turns of each; default 5, 2 for large shapes")
     asked = flags.parse_args()
+    huge_pages.ask()
     if not PEERS.exists():
         print(f"without the peers in torch: no interpreter at {PEERS} (make .venv-peers/.ready)")
     if hasattr(os, "sched_setaffinity"):  # before JAX counts the cores
@@ -250,7 +267,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-pursuit-") as place:
         folder = Path(place)
         for shape in shapes if asked.only != "curves" else ():
-            large = bool(np.prod(shape, dtype=float) > 1e12)
+            large = bool(np.prod(shape, dtype=float) > LARGE)
             rounds = asked.rounds or (2 if trying or large else 5)
             document.append(measure(*shape, folder=folder, rounds=rounds, few=large))
             print(told(document[-1]), flush=True)

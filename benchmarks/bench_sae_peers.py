@@ -5,7 +5,7 @@ make bench-peers [ARGS="--quick | --only speed | --only quality | --store runs/d
 Every contender (ours, dictionary_learning, sparsify, SAELens) runs in a process of its own
 (peers/), the libraries in .venv-peers, on the same rows and batches and as many threads. Speed:
 rows a second of full optimizer steps by each library's own trainer, in turns that alternate,
-beside the least that any trainer must do. Quality: held-out FVU after equally many rows, at the
+beside the least that any trainer must do, all in huge pages where there are any. Quality: held-out FVU after equally many rows, at the
 best of the learning rates tried, which are the same multiples of each contender's own default.
 """
 
@@ -24,6 +24,8 @@ import numpy as np
 from peers.processes import OURS, PEERS, THREADS, Way, Worker, workers
 from peers.rows import SITE, planted, write_embedded, write_planted
 from record import save
+
+from jaxdict import huge_pages
 
 SHAPES = ((1024, 768, 12288, 32), (1024, 3072, 12288, 32))
 QUICK = ((256, 64, 256, 8),)
@@ -301,6 +303,7 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, help="turns of each contender; default 5")
     flags.add_argument("--rows", type=int, help="rows that a quality run sees; default 2 million")
     asked = flags.parse_args()
+    huge_pages.ask()
     if not PEERS.exists():
         raise SystemExit(f"expected an interpreter at {PEERS}; run `make bench-peers`")
     if asked.only != "quality":

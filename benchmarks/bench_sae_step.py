@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from record import answer, interleaved
 
-from jaxdict import sae, update
+from jaxdict import huge_pages, sae, update
 from jaxdict.normalize import Space
 from jaxdict.recipe import Adam, Dials, Rate, Recipe
 
@@ -65,4 +65,5 @@ def measure(n: int, d: int, m: int, k: int, *, rounds: int = 5) -> dict[str, obj
 
 
 if __name__ == "__main__":
+    huge_pages.ask()
     answer("sae_step", measure, SHAPES, quick=QUICK)

@@ -19,6 +19,7 @@ import numpy as np
 from made_up import write_store
 from record import answer
 
+from jaxdict import huge_pages
 from jaxdict.config_sae import TrainSAEConfig
 from jaxdict.train import train_sae
 
@@ -88,4 +89,5 @@ def _train(
 
 
 if __name__ == "__main__":
+    huge_pages.ask()
     answer("sweep", measure, SHAPES, quick=QUICK)

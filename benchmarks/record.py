@@ -69,6 +69,7 @@ def save(question: str, rows: list[dict[str, Any]]) -> Path:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "system": platform.platform(),
+            "malloc": os.environ.get("GLIBC_TUNABLES", ""),
         },
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("jax", "jaxlib", "numpy")},

@@ -61,7 +61,7 @@ def config(tmp_path):
     return HarvestConfig(
         out=tmp_path / "whole",
         sites=("double.2.*", "single.0.img.update"),
-        images=20,
+        images=12,
         steps=2,
         batch=2,
         images_per_shard=4,
@@ -89,7 +89,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(config, tmp_path)
     finally:
         torch.set_num_threads(threads)
     stores = [tmp_path / f"cut{i}" for i in range(4)]
-    code = KILLER.format(path=sys.path, config=config, seed=7, longest=4.0)
+    code = KILLER.format(path=sys.path, config=config, seed=7, longest=2.5)
     done = run(code, *stores)
     assert done.returncode == 0, done.stderr
     kills = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("killed")]
