@@ -101,12 +101,12 @@ def peer_rows(name: str, n: int, d: int, m: int, k: int) -> int:
     """Rows that a peer gets: all, unless it would take minutes; 0 if its Gram matrix is too large."""
     if name == "scikit-learn OMP":
         return min(n, 32) if m <= 16384 else 0
-    return n if n * d * m * k < 3e11 else min(n, 32)
+    return n if n * d * m * k < 3e11 else min(n, 16)
 
 
 def own_rows(n: int, d: int, m: int, k: int) -> int:
     """Rows that our residual form gets: all, unless it would take minutes."""
-    return n if n * d * m * k < LARGE else min(n, 128)
+    return n if n * d * m * k < LARGE else min(n, 64)
 
 
 def measure(
@@ -250,7 +250,9 @@ def main() -> None:
     flags.add_argument("--quick", action="store_true", help="tiny shapes, nothing written")
     flags.add_argument("--only", choices=("shapes", "curves"))
     flags.add_argument("--shape", help="one shape n,d,m,k; nothing written")
-    flags.add_argument("--rounds", type=int, help="turns of each; default 5, 2 for large shapes")
+    flags.add_argument(
+        "--rounds", type=int, help="turns of each; default 3, 2 for curves; large shapes have one"
+    )
     asked = flags.parse_args()
     huge_pages.ask()
     if not PEERS.exists():
@@ -268,11 +270,11 @@ def main() -> None:
         folder = Path(place)
         for shape in shapes if asked.only != "curves" else ():
             large = bool(np.prod(shape, dtype=float) > LARGE)
-            rounds = asked.rounds or (2 if trying or large else 5)
+            rounds = 1 if large else asked.rounds or (2 if trying else 3)
             document.append(measure(*shape, folder=folder, rounds=rounds, few=large))
             print(told(document[-1]), flush=True)
         if asked.only != "shapes" and not asked.shape:
-            once = partial(measure, folder=folder, rounds=asked.rounds or 3, few=True)
+            once = partial(measure, folder=folder, rounds=asked.rounds or 2, few=True)
             found = curves(once, quick=asked.quick)
             regained = recovery(quick=asked.quick)
             document.append({"curves": found, "recovery": regained})

@@ -5,7 +5,8 @@ make bench-peers [ARGS="--quick | --only speed | --only quality | --store runs/d
 Every contender (ours, dictionary_learning, sparsify, SAELens) runs in a process of its own
 (peers/), the libraries in .venv-peers, on the same rows and batches and as many threads. Speed:
 rows a second of full optimizer steps by each library's own trainer, in turns that alternate,
-beside the least that any trainer must do, all in huge pages where there are any. Quality: held-out FVU after equally many rows, at the
+beside the least that any trainer must do. Each runs as it comes, which for ours is in huge
+pages; with --huge-pages all do. Quality: held-out FVU after equally many rows, at the
 best of the learning rates tried, which are the same multiples of each contender's own default.
 """
 
@@ -302,15 +303,17 @@ def main() -> None:
     flags.add_argument("--store", type=Path, help=f"store with {SITE}; harvested where missing")
     flags.add_argument("--rounds", type=int, help="turns of each contender; default 5")
     flags.add_argument("--rows", type=int, help="rows that a quality run sees; default 2 million")
+    flags.add_argument("--huge-pages", action="store_true", help="for the peers too")
     asked = flags.parse_args()
-    huge_pages.ask()
+    if asked.huge_pages:
+        huge_pages.ask()
     if not PEERS.exists():
         raise SystemExit(f"expected an interpreter at {PEERS}; run `make bench-peers`")
     if asked.only != "quality":
         rounds = asked.rounds or (2 if asked.quick else 5)
         found = measure_speed(rounds, quick=asked.quick)
         if not asked.quick:
-            save("sae_peers_speed", found)
+            save("sae_peers_speed" + "_huge_pages" * asked.huge_pages, found)
     if asked.only != "speed":
         rows = asked.rows or (25_600 if asked.quick else 2_000_000)
         found = measure_quality(asked.store, rows, quick=asked.quick)

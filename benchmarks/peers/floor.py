@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from serve import Batches, Job, serve
 
-from jaxdict import sae
+from jaxdict import huge_pages, sae
 
 
 class Floor:
@@ -78,4 +78,5 @@ def _pass(tx: optax.GradientTransformation):
 
 
 if __name__ == "__main__":
+    huge_pages.ask()
     serve(Floor())

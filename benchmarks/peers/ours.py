@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from serve import Batches, Job, serve
 
-from jaxdict import sae, update
+from jaxdict import huge_pages, sae, update
 from jaxdict.normalize import Space
 from jaxdict.recipe import Adam, Dials, Rate, Recipe
 
@@ -78,4 +78,5 @@ def bits_of(rows: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    huge_pages.ask()
     serve(Ours())
