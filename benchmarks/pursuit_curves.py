@@ -70,11 +70,14 @@ def draw(found: dict[str, list[Any]], regained: dict[str, Any], path: Path) -> P
             ]
             style = "--" if name.startswith("floor") else "-"
             panel.loglog(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
+        sizes = [row["shape"][letter] for row in rows]
+        panel.set_xticks(sizes, labels=[f"{size:,}" for size in sizes])
+        panel.minorticks_off()
         fixed = {name: size for name, size in rows[0]["shape"].items() if name != letter}
         panel.set_title(", ".join(f"{name} = {size}" for name, size in fixed.items()), fontsize=10)
         panel.set_xlabel({"k": "steps k", "m": "atoms m"}[letter])
         panel.set_ylabel("seconds")
-        panel.grid(which="both", alpha=0.25)
+        panel.grid(alpha=0.25)
     panels[0].legend(fontsize=8)
     for name, share in regained["share"].items():
         panels[2].plot(regained["planted"], share, marker="o", markersize=4, label=name)
