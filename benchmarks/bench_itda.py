@@ -185,7 +185,10 @@ def draw(points: list[dict[str, Any]], out: Path) -> None:
                 textcoords="offset points",
             )
     axes.set(xscale="log", yscale="log", xlabel="atoms", ylabel="held-out FVU, standardized rows")
-    axes.set_title(f"ITDA on {points[0]['rows']:,} rows of {SITE}, k = {K}; thresholds at the dots")
+    axes.set_title(
+        f"ITDA on {points[0]['rows']:,} rows of {SITE}, k = {K}; thresholds at the dots",
+        fontsize=10,
+    )
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
     figure.savefig(out, dpi=130)
