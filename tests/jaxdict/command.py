@@ -38,11 +38,17 @@ def words(**settings: Any) -> list[str]:
 
 
 class Command:
-    """A `jaxdict VERB ...` that runs, on the CPU; what it prints goes to a file, so that it never waits."""
+    """A `jaxdict VERB ...` that runs, on the CPU; what it prints goes to a file, so that it never waits.
 
-    def __init__(self, *verb: str, cache: Path | None = None, devices: int = 1) -> None:
+    It compiles as for users; `as_here` as this process does, to be equal with it to the bit.
+    """
+
+    def __init__(
+        self, *verb: str, cache: Path | None = None, devices: int = 1, as_here: bool = False
+    ) -> None:
         env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        flags = os.environ.get("XLA_FLAGS", "") if as_here else ""
+        env["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
         if cache is not None:
             env |= {**CACHE, "JAX_COMPILATION_CACHE_DIR": str(cache)}
         self._printed = tempfile.TemporaryFile("w+")  # noqa: SIM115

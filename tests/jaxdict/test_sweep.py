@@ -237,7 +237,7 @@ def test_kill_minus_nine_in_the_middle_of_a_sweep_and_resume_give_the_same_bits(
 ):
     out, killed = swept[0], tmp_path / "killed"
     flags = words(store=store, out=killed, **SMALL, sweep=SWEEP)
-    command = Command("train", "sae", *flags)
+    command = Command("train", "sae", *flags, as_here=True)
     command.until(lambda: last_step(killed / NAMES[-1]) >= 37)
     command.process.kill()
     command.end(status=-signal.SIGKILL)
