@@ -313,7 +313,7 @@ def main() -> None:
         rounds = asked.rounds or (2 if asked.quick else 5)
         found = measure_speed(rounds, quick=asked.quick)
         if not asked.quick:
-            save("sae_peers_speed" + "_huge_pages" * asked.huge_pages, found)
+            save("sae_peers_speed_huge_pages" if asked.huge_pages else "sae_peers_speed", found)
     if asked.only != "speed":
         rows = asked.rows or (25_600 if asked.quick else 2_000_000)
         found = measure_quality(asked.store, rows, quick=asked.quick)

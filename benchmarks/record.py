@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jaxdict import huge_pages
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -69,7 +71,7 @@ def save(question: str, rows: list[dict[str, Any]]) -> Path:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "system": platform.platform(),
-            "malloc": os.environ.get("GLIBC_TUNABLES", ""),
+            "malloc": os.environ.get(huge_pages.VARIABLE, ""),
         },
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("jax", "jaxlib", "numpy")},

@@ -18,11 +18,6 @@ from jaxdict import runs
 from jaxdict.fold import read_run, read_sae
 
 ROOT = Path(__file__).parents[2]
-# A process that starts again need not compile again what it compiled before.
-CACHE = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
 
 
 def words(**settings: Any) -> list[str]:
@@ -43,14 +38,10 @@ class Command:
     It compiles as for users; `as_here` as this process does, to be equal with it to the bit.
     """
 
-    def __init__(
-        self, *verb: str, cache: Path | None = None, devices: int = 1, as_here: bool = False
-    ) -> None:
+    def __init__(self, *verb: str, devices: int = 1, as_here: bool = False) -> None:
         env = {**os.environ, "JAX_PLATFORMS": "cpu"}
         flags = os.environ.get("XLA_FLAGS", "") if as_here else ""
         env["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
-        if cache is not None:
-            env |= {**CACHE, "JAX_COMPILATION_CACHE_DIR": str(cache)}
         self._printed = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jaxdict", *verb],

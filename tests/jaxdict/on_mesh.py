@@ -24,7 +24,7 @@ from jaxdict.recipe import Adam, Dials, How, Rate, Recipe
 D, M, N, STEPS, D_OUT = 12, 256, 32, 20, 10
 MESHES = {"one": None, "data": "data=8", "features": "features=8", "both": "data=2,features=4"}
 FEW = ("topk", "batchtopk", "jumprelu", "matryoshka")
-"""Kinds trained without `all`; what relu and a transcoder add is nothing that a mesh splits."""
+"""Kinds trained without `all`; relu and a transcoder wait for it."""
 DEAD = 70
 """Rows without firing that make a feature dead."""
 REVIVED = 12

@@ -39,7 +39,7 @@ def main(out: str) -> None:
         for method in METHODS:
             for where, mesh in (("one", None), *meshes.items()):
                 if where in ("data", "features") and name != NAMES[0]:
-                    continue  # the others differ in nothing that a mesh splits
+                    continue  # for the others "both" is enough: it splits rows and atoms
                 result = getattr(pursuit, name)(x, atoms, K, method=method, mesh=mesh)
                 found |= {f"{name}/{method}/{where}/{n}": v for n, v in result._asdict().items()}
     prepared = pursuit.prepare_atoms(atoms[:48], gram=True, mesh=meshes["both"])

@@ -19,22 +19,22 @@ def test_kill_minus_nine_at_any_moment_and_resume_gives_the_same_dictionary(tmp_
         **{"store": store, "site": SITE, "atoms": 150, "k": 3, "batch": 16, "pool": 300},
         **{"save_every": 15, "eval_every": 60, "log_every": 1},
     }
-    whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["train", "itda", *words(**settings)]
-    Command(*flags, "--out", str(whole), cache=cache).end()
+    Command(*flags, "--out", str(whole)).end()
     last = json.loads((whole / runs.SUMMARY).read_text())["training"]["trials"]
     batches = sum(-(-trial["rows"] // 16) for trial in last)
     assert len(last) > 1, "the search should have more than one trial"
 
     dice = random.Random(20260412)
-    # Before the first checkpoint and in a later trial.
-    for moment in (dice.randrange(2, 12), batches - dice.randrange(40, 80)):
-        command = Command(*flags, "--out", str(killed), "--resume", cache=cache)
+    # Before the first checkpoint, in the first trial, and in a later one.
+    for moment in (dice.randrange(2, 12), dice.randrange(40, 160), batches - 60):
+        command = Command(*flags, "--out", str(killed), "--resume")
         command.until(lambda at=moment: last_step(killed) >= at)
         command.process.kill()
         command.end(status=-signal.SIGKILL)
         assert not (killed / runs.SUMMARY).exists(), "killed too late to matter"
-    Command(*flags, "--out", str(killed), "--resume", cache=cache).end()
+    Command(*flags, "--out", str(killed), "--resume").end()
 
     one, other = (itda_run.run_to_dictionary(run) for run in (killed, whole))
     for name in ("atoms", "source", "typical"):

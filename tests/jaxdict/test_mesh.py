@@ -17,7 +17,7 @@ from jaxdict.config_sae import KINDS
 from jaxdict.export import load_dictionary
 from jaxdict.fold import export
 from tests.jaxdict import on_mesh
-from tests.jaxdict.command import CACHE, ROOT, Command, curve, last_step, weights, words
+from tests.jaxdict.command import ROOT, Command, curve, last_step, weights, words
 from tests.jaxdict.planted import SITE, write_planted_store
 
 CASES = [*on_mesh.FEW, "resampled", "members"]
@@ -27,8 +27,7 @@ def run_on_mesh(folder, *words):
     """What `on_mesh` wrote: {name of case / name of mesh / name: array}."""
     out = folder / "found.npz"
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    env = {**os.environ, **CACHE, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    env["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-m", "tests.jaxdict.on_mesh", str(out), *words],
         cwd=ROOT,
@@ -147,7 +146,7 @@ def test_a_run_moves_from_eight_devices_to_two_processes_and_ends_as_on_one_devi
         **{"rows": 128 * 300, "warmup": 5, "dead_rows": 2000, "ema": 0.9, "lr": 1e-3, "aux": 0},
         **{"log_every": 1, "save_every": 1000, "eval_every": 100},
     }
-    alone, moved, cache = tmp_path / "alone", tmp_path / "moved", tmp_path / "cache"
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
     flags = ["train", "sae", *words(**settings)]
     stopped = 128 + signal.SIGTERM
 
@@ -161,7 +160,7 @@ def test_a_run_moves_from_eight_devices_to_two_processes_and_ends_as_on_one_devi
     def two() -> list[Command]:
         joined = [*flags, "--out", str(moved), "--resume"]
         joined += words(coordinator=f"127.0.0.1:{free_port()}", processes=2)
-        return [Command(*joined, "--process", str(i), cache=cache) for i in (0, 1)]
+        return [Command(*joined, "--process", str(i)) for i in (0, 1)]
 
     both = two()
     both[0].until(lambda: last_step(moved) >= first + 20)
@@ -173,7 +172,7 @@ def test_a_run_moves_from_eight_devices_to_two_processes_and_ends_as_on_one_devi
     assert first + 20 <= second < 300 and weights(moved)[0] == second
 
     both = two()
-    Command(*flags, "--out", str(alone), cache=cache).end()
+    Command(*flags, "--out", str(alone)).end()
     said = [command.end() for command in both]
     assert f"run: {moved}" in said[0] and "run:" not in said[1]
 

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from jaxdict.pursuit import gradient_pursuit
-from tests.jaxdict.command import CACHE, ROOT
+from tests.jaxdict.command import ROOT
 from tests.jaxdict.on_pursuit_mesh import METHODS, NAMES
 
 
@@ -20,8 +20,7 @@ from tests.jaxdict.on_pursuit_mesh import METHODS, NAMES
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    env = {**os.environ, **CACHE, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    env["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     out = folder / "found.npz"
     words = [sys.executable, "-m", "tests.jaxdict.on_pursuit_mesh", str(out)]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)

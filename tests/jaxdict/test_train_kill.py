@@ -21,22 +21,25 @@ def test_kill_minus_nine_at_any_moment_and_resume_gives_the_same_bits(tmp_path):
         **{"warmup": 5, "ema": 0.9, "dead_rows": 500, "resample": 70, "pool": 300, "memory": 0},
         **{"save_every": SAVE, "eval_every": 50, "log_every": 1, "init": "rows"},
     }
-    whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["train", "sae", *words(**settings)]
-    Command(*flags, "--out", str(whole), cache=cache).end()
+    Command(*flags, "--out", str(whole)).end()
 
     dice = random.Random(20260412)
-    # Before the first checkpoint, and twice later, perhaps while one is written.
-    moments = [dice.randrange(1, SAVE - 4)]
+    # While it starts, before the first checkpoint, and twice later, perhaps while one is written.
+    moments = [0, dice.randrange(1, SAVE - 4)]
     moments += sorted(dice.randrange(SAVE + 1, STEPS * 3 // 4) for _ in range(2))
     for moment in moments:
-        command = Command(*flags, "--out", str(killed), "--resume", cache=cache)
-        command.until(lambda at=moment: last_step(killed) >= at)
-        time.sleep(dice.uniform(0, 0.05))
+        command = Command(*flags, "--out", str(killed), "--resume")
+        if moment:
+            command.until(lambda at=moment: last_step(killed) >= at)
+            time.sleep(dice.uniform(0, 0.05))
+        else:
+            command.until(killed.exists)
         command.process.kill()
         command.end(status=-signal.SIGKILL)
         assert not (killed / runs.SUMMARY).exists(), "killed too late to matter"
-    Command(*flags, "--out", str(killed), "--resume", cache=cache).end()
+    Command(*flags, "--out", str(killed), "--resume").end()
 
     assert weights(killed)[0] == STEPS
     assert raw(weights(killed)[1]) == raw(weights(whole)[1])
