@@ -125,13 +125,19 @@ def speed(
 def alternating(
     found: dict[str, Worker], steps: dict[str, int], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds a step of each, by round; one computes at a time."""
+    """Seconds a step of each, by round; one computes at a time.
+
+    A turn begins with a step that is not timed: memory that lay idle while the others had their turns
+    may have to come back from a virtual machine's host (ours took 1.6 to 2.1 s in place of 0.8 after a pause of
+    5 s, at d = 3,072), and a training does not pause.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in found}
     names = list(found)
     for first in range(rounds):
         for place in range(len(names)):
             name = names[(first + place) % len(names)]
             time.sleep(0.2)  # until the threads of the one before have gone to sleep
+            found[name].ask("run", steps=1)
             taken = found[name].ask("run", steps=steps[name])["seconds"]
             seconds[name].append(taken / steps[name])
     return seconds

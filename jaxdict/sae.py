@@ -306,10 +306,7 @@ def _decode_backward(how: How, kept: tuple, g: Array) -> tuple:
     m = atoms.shape[0]
     place, own = own_slots(how, indices, m)
 
-    def inner(index: Array) -> Array:
-        return jnp.sum(g * atoms.at[index].get(mode="promise_in_bounds"), axis=1)
-
-    d_values = jnp.where(own, jax.lax.map(inner, jnp.minimum(place, m - 1).T).T, 0.0)
+    d_values = jnp.where(own, _inner_products(jnp.minimum(place, m - 1), g, atoms), 0.0)
     d_atoms = _scatter_rows(place, jnp.where(own, values, 0.0), g, m)
     none = np.zeros(indices.shape, jax.dtypes.float0)
     return _over_features(how, d_values), none, d_atoms
@@ -341,6 +338,28 @@ _at_slots.defvjp(_at_slots_forward, _at_slots_backward)
 def _gather_rows(weights: Array, indices: Array, table: Array) -> Array:
     """sum_j weights_j table[indices_j] for each row: [n, d]; an index past the end must weigh 0."""
     return sparse.decode(Codes(jnp.minimum(indices, table.shape[0] - 1), weights), table)
+
+
+def _inner_products(
+    indices: Int[Array, "n k"], rows: Float[Array, "n d"], table: Float[Array, "m d"]
+) -> Float[Array, "n k"]:
+    """<rows[i], table[indices[i, j]]>, for indices below m.
+
+    On a CPU eight rows at a time, whose atoms stay in the cache: 22 ms at (n, d, m, k) = (1024, 3072,
+    12288, 32) and 7 at d = 768, where a scan over slots takes 40 and 10. Elsewhere n / 8 small steps would
+    be slow: slots.
+    """
+
+    def of_row(slot: tuple) -> Array:
+        index, row = slot
+        return table.at[index].get(mode="promise_in_bounds") @ row
+
+    def of_slot(index: Array) -> Array:
+        return jnp.sum(rows * table.at[index].get(mode="promise_in_bounds"), axis=1)
+
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(of_row, (indices, rows), batch_size=8)
+    return jax.lax.map(of_slot, indices.T).T
 
 
 def _scatter_rows(

@@ -85,11 +85,12 @@ def test_gradient_with_auxk_and_towards_rows_is_dense_autodiff():
         np.testing.assert_allclose(got, wanted, atol=3e-5)
 
 
-def test_both_forms_of_the_scatter_agree(monkeypatch):
+def test_both_forms_of_sums_over_slots_agree(monkeypatch):
     rng = np.random.default_rng(0)
     indices = jnp.asarray(np.stack([rng.permutation(M)[:K] for _ in range(N)]).astype(np.int32))
     weights = jnp.asarray(rng.normal(size=(N, K)), jnp.float32)
     rows = jnp.asarray(rng.normal(size=(N, D)), jnp.float32)
+    table = rng.normal(size=(M, D)).astype(np.float32)
     wanted = np.zeros((M, D))
     for i in range(N):
         for j in range(K):
@@ -98,6 +99,12 @@ def test_both_forms_of_the_scatter_agree(monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         np.testing.assert_allclose(
             sae._scatter_rows(indices, weights, rows, M), wanted, atol=1e-5, err_msg=backend
+        )
+        np.testing.assert_allclose(
+            sae._inner_products(indices, rows, jnp.asarray(table)),
+            np.einsum("nkd,nd->nk", table[indices], np.asarray(rows)),
+            atol=1e-5,
+            err_msg=backend,
         )
 
 
