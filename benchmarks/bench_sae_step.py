@@ -18,7 +18,7 @@ SHAPES = ((1024, 128, 1024, 16), (1024, 768, 12288, 32), (1024, 3072, 12288, 32)
 QUICK = ((256, 64, 256, 8),)
 
 
-def measure(n: int, d: int, m: int, k: int, *, rounds: int = 5) -> dict[str, object]:
+def measure(n: int, d: int, m: int, k: int, *, rounds: int = 15) -> dict[str, object]:
     """Rows a second at one shape, after a check that the loss falls."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(m // 2, d)).astype(np.float32)

@@ -77,6 +77,26 @@ class Source:
         picked = np.linspace(0, len(self.images) - 1, wanted).round().astype(np.int64)
         return Source(self.store, self.site, self.images[np.unique(picked)], self.steps)
 
+    def beside(self, site: str) -> Source:
+        """The rows of another site that belong to the same images, steps and tokens, in the same order.
+
+        Raises:
+            ValueError: the store has no such site, or it is of another stream.
+        """
+        if site not in self.store.sites:
+            raise ValueError(
+                f"--target: expected a site of {self.store.path} ({', '.join(self.store.sites)}), got "
+                f"{site!r}; pick one of them"
+            )
+        other = Source(self.store, site, self.images, self.steps)
+        if other.rows != self.rows or stream_of(site) != stream_of(self.site):
+            tokens, others = (self.store.shape(one)[2] for one in (self.site, site))
+            raise ValueError(
+                f"expected a target of the stream of {self.site} ({tokens} tokens), got {site} "
+                f"({others}); name sites of one stream"
+            )
+        return other
+
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All rows in store order: (images, bits [image, step, token, d]), about 256 MB each."""
         per_image = max(1, self.rows_per_image * self.d * 2)

@@ -88,23 +88,18 @@ def _matching(store: Store, patterns: Sequence[str]) -> list[str]:
 
 
 def target_rows(source: Source, target: str, width: int) -> Source:
-    """The rows of another site that belong to the same images, steps and tokens."""
+    """The rows of a transcoder's target that belong to the same images, steps and tokens."""
     store = source.store
     if target not in store.sites:
         raise ValueError(
             f"expected the transcoder's target {target} in {store.path}, which holds "
             f"{', '.join(store.sites)}; harvest both sites into one store"
         )
-    paired = Source(store, target, source.images, source.steps)
+    paired = source.beside(target)
     if paired.d != width:
         raise ValueError(
             f"expected rows of width {width} at the transcoder's target {target}, got {paired.d}; "
             "measure on a store of the same model"
-        )
-    if paired.rows != source.rows:
-        raise ValueError(
-            f"expected as many tokens at {target} as at {source.site}, got "
-            f"{store.shape(target)[2]} and {store.shape(source.site)[2]}; name a site of its stream"
         )
     return paired
 

@@ -131,7 +131,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         held = source_of(store, settings["site"], split="validation", steps=steps)
         held, other = held.spread(config.rows), None
         if settings.get("target"):
-            other = Source(store, settings["target"], held.images, held.steps)
+            other = held.beside(settings["target"])
         measured = measure_dictionary(dictionary, held, name="held-out", target=other)
         card["metrics"] = {"split": "validation", **measured.summary()}
     dictionary = dataclasses.replace(dictionary, card=card)
@@ -248,7 +248,7 @@ def _fold_run(
     )
     summary, other = run / runs.SUMMARY, None
     if config.target:
-        other = Source(rows.store, config.target, rows.images, rows.steps)
+        other = rows.beside(config.target)
     card = {
         "site": config.site,
         **({"target": config.target} if config.target else {}),

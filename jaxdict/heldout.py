@@ -35,8 +35,7 @@ class HeldOut:
         source = source.spread(config.eval_rows)
         self.blocks, self.steps = list(source.blocks()), source.steps
         if target is not None:
-            other = source_of(store, config.target, split="validation", steps=config.steps)
-            other = other.spread(config.eval_rows)
+            other = source.beside(config.target)
             self.targets = [other.read(images) for images, _ in self.blocks]
 
     def of(self, member: Member) -> HeldOut:

@@ -21,7 +21,7 @@ from harvest.store import open_store
 from jaxdict import curves, itda_build, itda_run, runs
 from jaxdict.checkpoint import Checkpoints
 from jaxdict.config import TrainITDAConfig
-from jaxdict.data import Source, ahead, image_rows, source_of, stream_of, watched
+from jaxdict.data import Source, ahead, image_rows, source_of, watched
 from jaxdict.itda_build import Build, Spaces, grow_by
 from jaxdict.itda_labels import sources
 from jaxdict.itda_run import Atoms, Probe
@@ -46,7 +46,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     """
     store = open_store(config.store)
     source = source_of(store, config.site, steps=config.steps)
-    target = _target_of(source, config.target) if config.target else None
+    target = source.beside(config.target) if config.target else None
     sizes = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
     once = Once(source, seed=config.seed, target=target, **sizes)
     description = runs.describe(
@@ -123,23 +123,6 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     plotted = curves.plot(config.out, title, curves.itda)
     _tell(config, summary, path, plotted)
     return summary
-
-
-def _target_of(source: Source, site: str) -> Source:
-    """The rows of another site that belong to the same images, steps and tokens."""
-    store = source.store
-    if site not in store.sites:
-        raise ValueError(
-            f"--target: expected a site of {store.path} ({', '.join(store.sites)}), got {site!r}; "
-            "pick one of them"
-        )
-    target = Source(store, site, source.images, source.steps)
-    if target.rows != source.rows or stream_of(site) != stream_of(source.site):
-        raise ValueError(
-            f"--target: expected a site of the stream of {source.site} ({store.shape(source.site)[2]} "
-            f"tokens), got {site} ({store.shape(site)[2]}); name one of its stream"
-        )
-    return target
 
 
 def _normalization(

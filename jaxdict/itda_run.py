@@ -104,7 +104,7 @@ class Probe:
     def _measure(self, source: Source, build: Build) -> tuple[metrics.Measurement, np.ndarray]:
         total, blocks = np.zeros(build.m), source.blocks()
         if self._target:
-            other = Source(source.store, self._target, source.images, source.steps)
+            other = source.beside(self._target)
             # A row and its target side by side: what is measured goes batch by batch.
             blocks = (
                 (images, np.concatenate([bits, other.read(images)], axis=-1))

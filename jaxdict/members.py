@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from harvest.store import Store
 from jaxdict import kinds
 from jaxdict.config_sae import TrainSAEConfig
-from jaxdict.data import match_sites
+from jaxdict.data import match_sites, source_of
 from jaxdict.recipe import ALONE, Adam, Dials, How, Rate, Recipe
 
 _FIXED = ("store", "out", "site", "sweep", "resume", "batch", "rows", "steps", "pool", "order_seed")
@@ -173,7 +173,7 @@ def expand(config: TrainSAEConfig, store: Store) -> list[Member]:
     if config.target and len(sites) > 1:
         raise ValueError(f"--target: expected one --site with it, got {', '.join(sites)}")
     if config.target:
-        _check_target(config.target, sites[0], store)
+        source_of(store, sites[0], steps=config.steps).beside(config.target)
     order = config.seed if config.order_seed < 0 else config.order_seed
     members = []
     for site in sites:
@@ -188,21 +188,6 @@ def expand(config: TrainSAEConfig, store: Store) -> list[Member]:
             single = dataclasses.replace(config, **own)
             members.append(Member(name, single, resolve(single, int(store.shape(site)[3]))))
     return members
-
-
-def _check_target(target: str, site: str, store: Store) -> None:
-    """A transcoder's rows must lie side by side at its two sites."""
-    if target not in store.sites:
-        raise ValueError(
-            f"--target: expected a site of {store.path} ({', '.join(store.sites)}), got {target!r}; "
-            "pick one of them"
-        )
-    tokens, others = (int(store.shape(one)[2]) for one in (site, target))
-    if tokens != others:
-        raise ValueError(
-            f"--target: expected a site with as many tokens as {site} ({tokens}), got {target} "
-            f"({others}); name one of its stream"
-        )
 
 
 def grouped(members: list[Member], how: How) -> list[Group]:

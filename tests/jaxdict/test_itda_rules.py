@@ -192,11 +192,8 @@ def test_a_build_with_a_target_resumes_to_the_same_bits(transcoder, store, tmp_p
     ("target", "message"),
     [
         ("double.9.img", "--target: expected a site of .* got 'double.9.img'"),
-        (
-            "double.4.txt",
-            r"--target: expected a site of the stream .*16 tokens.*double.4.txt \(7\)",
-        ),
-        ("double.3.txt", "--target: expected a site of the stream of double.2.img"),
+        ("double.4.txt", r"expected a target of the stream .*16 tokens.*double.4.txt \(7\)"),
+        ("double.3.txt", "expected a target of the stream of double.2.img"),
     ],
 )
 def test_a_target_that_does_not_fit_is_refused(store, tmp_path, target, message):

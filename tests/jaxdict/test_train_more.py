@@ -22,14 +22,14 @@ from jaxdict.normalize import fit, normalize, to_device
 from tests.jaxdict.command import curve, raw, weights, words
 from tests.jaxdict.planted import SITE, write_planted_store
 
-TEXT, SHORT = "double.2.txt", "single.3.txt"
+NARROW, SHORT, TEXT = "double.3.img", "single.3.txt", "double.2.txt"
 SMALL = {"site": SITE, "atoms": 48, "k": 4, "batch": 128, "rows": 128 * 60, "warmup": 5}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("more") / "store"
-    return write_planted_store(path, more={TEXT: (16, 10), SHORT: (8, 10)})
+    return write_planted_store(path, more={NARROW: (16, 10), SHORT: (8, 10), TEXT: (16, 10)})
 
 
 def sae(out, store, **settings):
@@ -57,10 +57,10 @@ def resampled(store, tmp_path_factory):
 
 def test_a_transcoder_predicts_another_site_and_is_measured_on_it(store, tmp_path, capsys):
     out, dictionary = tmp_path / "run", tmp_path / "dictionary"
-    summary = sae(out, store, target=TEXT, rows=128 * 250, atoms=64, k=6, init="rows", lr=4e-3)
+    summary = sae(out, store, target=NARROW, rows=128 * 250, atoms=64, k=6, init="rows", lr=4e-3)
     cli.call(["export", str(out), *words(out=dictionary)])
     found = load_dictionary(dictionary)
-    assert (found.d, found.d_out) == (16, 10) and found.card["target"] == TEXT
+    assert (found.d, found.d_out) == (16, 10) and found.card["target"] == NARROW
     assert found.card["folding_error"]["relative"] < 1e-4
     measured = cli.call(
         ["eval", str(dictionary), *words(store=store, out=tmp_path / "eval.json"), "--no-plots"]
@@ -72,7 +72,8 @@ def test_a_transcoder_predicts_another_site_and_is_measured_on_it(store, tmp_pat
     assert found.card["metrics"]["fvu"] == pytest.approx(fvu, rel=1e-3)
     capsys.readouterr()
     for target, message in (
-        (SHORT, f"as many tokens as {SITE} (16), got {SHORT} (8)"),
+        (SHORT, f"stream of {SITE} (16 tokens), got {SHORT} (8)"),
+        (TEXT, f"stream of {SITE} (16 tokens), got {TEXT} (16)"),
         ("double.9.txt", "--target: expected a site of"),
     ):
         flags = words(store=store, out=tmp_path / "none", **SMALL, target=target)
@@ -104,11 +105,11 @@ def test_every_kind_trains_folds_and_is_as_sparse_as_it_should_be(kind, store, t
 
 def test_atoms_from_rows_are_rows_and_a_transcoders_pairs_are_rows_of_one_token(store):
     opened = open_store(store)
-    sources = [source_of(opened, site) for site in (SITE, TEXT)]
+    sources = [source_of(opened, site) for site in (SITE, NARROW)]
     blocks = [[floats(bits) for _, bits in source.blocks()] for source in sources]
     fitted = train.Fitted(*(fit(lambda b=one: b, "whiten") for one in blocks))
     loaders = [Loader(source, batch=20, seed=5, pool=300) for source in sources]
-    config = TrainSAEConfig(store=store, out=store, **SMALL, target=TEXT)
+    config = TrainSAEConfig(store=store, out=store, **SMALL, target=NARROW)
     member = members.expand(config, opened)[0]
     params = resample.from_rows(
         train.first_state(member, fitted).params, loaders[0], fitted, loaders[1]
