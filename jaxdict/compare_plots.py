@@ -86,9 +86,10 @@ def draw(
 
 
 def _highest(values: np.ndarray) -> float:
-    """Where the colours end."""
+    """Where the colours end: at the largest, or at 1 where there is nothing to tell apart."""
     known = values[np.isfinite(values)]
-    return max(float(known.max()), 1e-6) if known.size else 1.0
+    apart = known.size and np.ptp(known) > 1e-6 and known.max() > 0
+    return float(known.max()) if apart else 1.0
 
 
 def _figure(
