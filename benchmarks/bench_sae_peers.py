@@ -1,18 +1,20 @@
 """How fast and how good is our TopK autoencoder beside those of three other libraries?
 
-make bench-peers [ARGS="--quick | --only speed | --only quality | --store runs/demo/store"]
+make bench-peers [ARGS="--quick | --only speed | --only quality | --only seeds | --store runs/demo/store"]
 
 Every contender (ours, dictionary_learning, sparsify, SAELens) runs in a process of its own
 (peers/), the libraries in .venv-peers, on the same rows and batches and as many threads. Speed:
 rows a second of full optimizer steps by each library's own trainer, in turns that alternate,
 beside the least that any trainer must do. Each runs as it comes, which for ours is in huge
 pages; with --huge-pages all do. Quality: held-out FVU after equally many rows, at the
-best of the learning rates tried, which are the same multiples of each contender's own default.
+best of the learning rates tried, which are the same multiples of each contender's own default;
+--only seeds runs those best ones, and rates a half-step beside them, from several seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import statistics
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 from peers.processes import OURS, PEERS, THREADS, Way, Worker, workers
 from peers.rows import SITE, planted, write_embedded, write_planted
-from record import save
+from record import RESULTS, save
 
 from jaxdict import huge_pages
 
@@ -238,6 +240,67 @@ def once(worker: Worker, job: dict[str, Any], held_out: Path) -> dict[str, Any]:
     return numbers
 
 
+def repeated(folder: Path, row: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """Every learner's best rate of a row of `quality` and those a half-step beside it, from several seeds.
+
+    Args:
+        folder: holds train.npy and held_out.npy.
+        row: what `quality` found.
+        seeds: how many, from 0, of weights and batches.
+    """
+    shape, seen = row["shape"], row["training rows"]["seen"]
+    job = {"n": shape["n"], "m": shape["m"], "k": shape["k"], "steps": seen // shape["n"]}
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, way in LEARNERS.items():
+        best = row["best"][name]
+        asked = {"rows": str(folder / "train.npy"), **job, "shuffle": True, "variant": way.variant}
+        if best["revived as ours"]:
+            asked |= {"dead_rows": DEAD_ROWS}
+        found[name] = {}
+        with workers({name: way}) as one:
+            for step in (-0.5, 0, 0.5):
+                factor = best["factor"] * 2**step
+                found[name][f"{factor:.3g}"] = [
+                    once(
+                        one[name], {**asked, "factor": factor, "seed": s}, folder / "held_out.npy"
+                    )["fvu"]
+                    for s in range(seeds)
+                ]
+    return {
+        "rows": row["rows"],
+        "shape": shape,
+        "training rows": seen,
+        "fvu by rate, in times the default": found,
+        "best": {
+            name: min(
+                (
+                    {
+                        "factor": factor,
+                        "mean": statistics.mean(fvu),
+                        "least": min(fvu),
+                        "most": max(fvu),
+                    }
+                    for factor, fvu in rates.items()
+                ),
+                key=lambda one: one["mean"],
+            )
+            for name, rates in found.items()
+        },
+    }
+
+
+def told_repeated(row: dict[str, Any]) -> str:
+    """As a table."""
+    lines = [
+        f"\n{row['rows']}",
+        f"{'':24}{'x default':>10}{'mean FVU':>10}{'least':>10}{'most':>10}",
+    ]
+    for name, one in row["best"].items():
+        cells = "".join(f"{one[part]:10.4f}" for part in ("mean", "least", "most"))
+        lines.append(f"{name:24}{one['factor']:>10}{cells}")
+    return "\n".join(lines)
+
+
 def told_quality(row: dict[str, Any]) -> str:
     """As a table."""
     seen = row["training rows"]
@@ -301,20 +364,45 @@ def measure_quality(store: Path | None, rows: int, *, quick: bool) -> list[dict[
     return found
 
 
+def measure_seeds(store: Path | None, seeds: int) -> list[dict[str, Any]]:
+    """Both kinds of rows, with what results/sae_peers_quality.json says of them."""
+    known = json.loads((RESULTS / "sae_peers_quality.json").read_text())["rows"]
+    found = []
+    with tempfile.TemporaryDirectory(prefix="bench-peers-") as place:
+        folder = Path(place)
+        for row in known:
+            shape, held_out = row["shape"], row["held-out rows"]
+            if row["rows"] == "planted":
+                sizes = {name: shape[name] for name in ("d", "m", "k")}
+                many = row["training rows"]["different"]
+                write_planted(folder, rows=many, held_out=held_out, **sizes)
+            else:
+                at = store or PEERS.parents[2] / "runs" / "peers" / "store"
+                name = write_embedded(folder, at, images=1500, steps=4, held_out=held_out)
+                assert name == row["store"], f"expected the store {row['store']}, got {name}"
+            found.append(repeated(folder, row, seeds))
+            print(told_repeated(found[-1]), flush=True)
+    return found
+
+
 def main() -> None:
-    """Measures, prints tables, writes results/sae_peers_speed.json and sae_peers_quality.json."""
+    """Measures, prints tables, writes results/sae_peers_speed.json, _quality.json and _seeds.json."""
     flags = argparse.ArgumentParser(description="Our TopK autoencoder beside three other libraries")
     flags.add_argument("--quick", action="store_true", help="tiny shapes; writes no results")
-    flags.add_argument("--only", choices=("speed", "quality"), help="one of the two questions")
+    flags.add_argument("--only", choices=("speed", "quality", "seeds"), help="one question")
     flags.add_argument("--store", type=Path, help=f"store with {SITE}; harvested where missing")
     flags.add_argument("--rounds", type=int, help="turns of each contender; default 5")
     flags.add_argument("--rows", type=int, help="rows that a quality run sees; default 2 million")
+    flags.add_argument("--seeds", type=int, default=3, help="with --only seeds; default 3")
     flags.add_argument("--huge-pages", action="store_true", help="for the peers too")
     asked = flags.parse_args()
     if asked.huge_pages:
         huge_pages.ask()
     if not PEERS.exists():
         raise SystemExit(f"expected an interpreter at {PEERS}; run `make bench-peers`")
+    if asked.only == "seeds":
+        save("sae_peers_seeds", measure_seeds(asked.store, asked.seeds))
+        return
     if asked.only != "quality":
         rounds = asked.rounds or (2 if asked.quick else 5)
         found = measure_speed(rounds, quick=asked.quick)
