@@ -99,3 +99,8 @@ def workers(ways: dict[str, Way]) -> Iterator[dict[str, Worker]]:
             found[name] = Worker(name, way)
             stack.callback(found[name].stop)
         yield found
+
+
+def merged(versions: Any) -> dict[str, str]:
+    """All in one, sorted."""
+    return dict(sorted({name: value for one in versions for name, value in one.items()}.items()))
