@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -180,15 +181,19 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
 def quiet(*, everything: bool) -> Iterator[None]:
     """Silence what a loader says that a user can do nothing about; its bars too, if `everything`.
 
-    (A missing torchvision is of no matter here; ``torch_dtype`` works in all of diffusers 0.x.)
+    (A missing torchvision is of no matter here; ``torch_dtype`` works in all of diffusers 0.x; bitsandbytes,
+    which diffusers imports, warns on processors with AVX512-BF16 that an optional kernel is not installed.)
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    level = bitsandbytes.level
     both = (diffusers_logging, transformers_logging)
     levels = [log.get_verbosity() for log in both]
     bars = [log.is_progress_bar_enabled() for log in both]
     try:
+        bitsandbytes.setLevel(logging.ERROR)
         for log in both:
             log.set_verbosity_error()
             if everything:
@@ -197,7 +202,8 @@ def quiet(*, everything: bool) -> Iterator[None]:
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             yield
     finally:
-        for log, level, bar in zip(both, levels, bars, strict=True):
-            log.set_verbosity(level)
+        bitsandbytes.setLevel(level)
+        for log, verbosity, bar in zip(both, levels, bars, strict=True):
+            log.set_verbosity(verbosity)
             if bar:
                 log.enable_progress_bar()
