@@ -126,7 +126,7 @@ def measure_flux(
     """Speed of one residual site on a transformer of FLUX.1's size; random weights, made-up text."""
     from diffusers import FluxTransformer2DModel
 
-    from harvest.quantize import KEPT_WHOLE, to_nf4
+    from harvest.models import KEPT_WHOLE, to_nf4
 
     torch.manual_seed(0)
     torch.cuda.reset_peak_memory_stats()

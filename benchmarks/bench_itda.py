@@ -22,11 +22,12 @@ from typing import Any
 
 from record import save
 
-from jaxdict import cli, huge_pages, runs
-from jaxdict.config import TrainITDAConfig
-from jaxdict.config_sae import TrainSAEConfig
-from jaxdict.itda import train_itda
-from jaxdict.train import train_sae
+from jaxdict import cli
+from jaxdict.devices import huge_pages
+from jaxdict.itda import TrainITDAConfig, train_itda
+from jaxdict.runs import METRICS, read_lines
+from jaxdict.sae import TrainSAEConfig
+from jaxdict.training import train_sae
 
 SITE, K = "double.2.img", 16
 THRESHOLDS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.17)
@@ -90,7 +91,7 @@ class Bench:
             save_every=NEVER,
         )
         done = _quiet(train_sae, config)
-        lines = [one for one in runs.read_lines(out / runs.METRICS) if one["kind"] == "train"]
+        lines = [one for one in read_lines(out / METRICS) if one["kind"] == "train"]
         return {**done, "training_seconds": lines[-1]["seconds"]}
 
     def point(self, line: str, threshold: float, rows: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from made_up import write_store
 from record import answer, interleaved
 
 from harvest.store import open_store
-from jaxdict.data import Loader, source_of
+from jaxdict.rows import Loader, source_of
 
 SITE = "double.18.img"
 SHAPES = ((256, 4, 64, 128), (64, 4, 256, 3072))

@@ -27,7 +27,7 @@ import numpy as np
 from peers.processes import OURS, PEERS, THREADS, Way, Worker, workers
 from record import save
 
-from jaxdict import huge_pages
+from jaxdict.devices import huge_pages
 
 SHAPES = ((256, 768, 8192, 32), (256, 3072, 8192, 32), (1024, 3072, 32768, 64))
 QUICK = ((64, 128, 1024, 16),)

@@ -28,7 +28,7 @@ from peers.rows import SITE, planted
 from record import save
 from sae_quality import measure_quality, measure_seeds
 
-from jaxdict import huge_pages
+from jaxdict.devices import huge_pages
 
 SHAPES = ((1024, 768, 12288, 32), (1024, 3072, 12288, 32))
 QUICK = ((256, 64, 256, 8),)

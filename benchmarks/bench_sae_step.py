@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from record import answer, interleaved
 
-from jaxdict import huge_pages, sae, update
-from jaxdict.normalize import Space
-from jaxdict.recipe import Adam, Dials, Rate, Recipe
+from jaxdict.codes import top_k
+from jaxdict.devices import huge_pages
+from jaxdict.rows import Space
+from jaxdict.sae import Adam, Batch, Dials, Rate, Recipe, initial_state, make_update
 
 SHAPES = ((1024, 128, 1024, 16), (1024, 768, 12288, 32), (1024, 3072, 12288, 32))
 QUICK = ((256, 64, 256, 8),)
@@ -32,9 +33,9 @@ def measure(n: int, d: int, m: int, k: int, *, rounds: int = 15) -> dict[str, ob
         "topk", k, k, 0, "", 10**9, 0.0, Rate(10_000, 5, 0.0), Adam(0.9, 0.999, 1e-8, 1.0)
     )
     dials = Dials(*(jnp.float32(value) for value in (1e-3, 0.0, 0.0, variance)))
-    batch = update.Batch(bits, Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d)))
-    state = update.initial_state(jax.random.key(0), m, mean=x.mean(0), recipe=recipe)
-    step = update.make_update(recipe)
+    batch = Batch(bits, Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d)))
+    state = initial_state(jax.random.key(0), m, mean=x.mean(0), recipe=recipe)
+    step = make_update(recipe)
     losses = []
     for _ in range(20):
         state, metrics = step(state, batch, dials)
@@ -48,7 +49,7 @@ def measure(n: int, d: int, m: int, k: int, *, rounds: int = 15) -> dict[str, ob
 
     encoder = jnp.copy(holder[0].params.encoder)
     product = jax.jit(lambda a, b: a @ b.T)
-    selected = jax.jit(lambda a, b: sae.top_k(jax.nn.relu(a @ b.T), k))
+    selected = jax.jit(lambda a, b: top_k(jax.nn.relu(a @ b.T), k))
     seconds = interleaved(
         {
             "full step": full,

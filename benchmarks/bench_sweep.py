@@ -19,9 +19,9 @@ import numpy as np
 from made_up import write_store
 from record import answer
 
-from jaxdict import huge_pages
-from jaxdict.config_sae import TrainSAEConfig
-from jaxdict.train import train_sae
+from jaxdict.devices import huge_pages
+from jaxdict.sae import TrainSAEConfig
+from jaxdict.training import train_sae
 
 SITE = "double.2.img"
 SWEEPS = {

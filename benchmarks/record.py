@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jaxdict import huge_pages
+from jaxdict.devices import huge_pages
 
 RESULTS = Path(__file__).parent / "results"
 

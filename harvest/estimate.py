@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from harvest.config import HarvestConfig
-from harvest.loading import read_config
-from harvest.location import Location
-from harvest.models import DTYPES, LoadedModel
-from harvest.schema import StoreSpec
+from harvest.models import DTYPES, LoadedModel, read_config
+from harvest.store import Location, StoreSpec
 
 _BYTES = {"none": None, "int8": 1.0, "nf4": 0.53}
 """Bytes of a weight; None means those of the dtype. NF4 keeps 4 bits and a share of its scales."""

@@ -14,8 +14,8 @@ from harvest.config import HarvestConfig
 from harvest.estimate import size as told_size
 from harvest.models import LoadedModel
 from harvest.prompts import Prompt, PromptList, image_seed, prompts_hash, read_prompts, split_of
-from harvest.schema import StoreSpec, stream_of
 from harvest.sites import STREAMS, expand_sites
+from harvest.store import StoreSpec, stream_of
 
 _BATCH_TOKENS = 16384
 _SHARD_BYTES = 64 * 2**20

@@ -15,12 +15,11 @@ from tqdm import tqdm
 from harvest.capture import Capture, Enough
 from harvest.config import HarvestConfig
 from harvest.estimate import estimate, size, told
-from harvest.location import Location
 from harvest.models import LoadedModel, load_model
 from harvest.plan import make_plan, plain
+from harvest.prompts import TextCache
 from harvest.ranks import Ranks, joined_ranks
-from harvest.store import StoreSpec, StoreWriter, create_store
-from harvest.text_cache import TextCache
+from harvest.store import Location, StoreSpec, StoreWriter, create_store
 
 
 def harvest(config: HarvestConfig) -> dict[str, Any]:

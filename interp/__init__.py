@@ -1,4 +1,8 @@
-"""What the features of a dictionary mean: an index over a store, ground-truth scores, and a report to look at.
+"""What the features of a dictionary mean: an index over a store, ground-truth scores, a report to look at.
 
-Importing this package loads nothing heavy; import the module you need, for example `interp.index` or `interp.report`.
+Importing this package loads nothing heavy; the names below load what they need.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

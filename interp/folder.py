@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxdict.export import whole_folder
+from jaxdict.dictionary import whole_folder
 
 
 @contextmanager

@@ -1,16 +1,15 @@
 """JAX dictionary learning on the activations of image models: activations in, dictionaries out.
 
-Importing this package loads nothing heavy; import the module you need, for example
-`jaxdict.export` or `jaxdict.train`.
+Importing this package loads neither jax nor torch; the names below load what they need.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-__all__ = ["__version__"]
+_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name: str) -> str:
-    """Look the installed version up only when somebody asks for it."""
+def __getattr__(name: str) -> object:
+    """A public name, or the installed version, looked up when somebody asks for it."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -18,4 +17,4 @@ def __getattr__(name: str) -> str:
             return version("jaxdict")
         except PackageNotFoundError:
             return "0+unknown"
-    raise AttributeError(f"module 'jaxdict' has no attribute {name!r}")
+    return _attribute(name)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdict import huge_pages
+from jaxdict.devices import huge_pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "demo": Verb(
-        "jaxdict.demo:DemoConfig",
-        "jaxdict.demo:demo",
+        "jaxdict.demo.demo:DemoConfig",
+        "jaxdict.demo.demo:demo",
         "the whole journey on the embedded model, in minutes",
     ),
     "harvest": Verb(
@@ -35,38 +35,38 @@ VERBS: dict[str, Verb] = {
         "prompts through a FLUX model -> activation store",
     ),
     "inspect": Verb(
-        "jaxdict.config:InspectConfig",
-        "jaxdict.inspect:inspect",
+        "jaxdict.inspect.config:InspectConfig",
+        "jaxdict.inspect.inspect:inspect",
         "what a store, a run or a dictionary holds",
     ),
     "train sae": Verb(
-        "jaxdict.config_sae:TrainSAEConfig",
-        "jaxdict.train:train_sae",
+        "jaxdict.sae.config:TrainSAEConfig",
+        "jaxdict.training.train:train_sae",
         "store -> sparse autoencoder",
     ),
     "train itda": Verb(
-        "jaxdict.config:TrainITDAConfig",
-        "jaxdict.itda:train_itda",
+        "jaxdict.itda.config:TrainITDAConfig",
+        "jaxdict.itda.train:train_itda",
         "store -> dictionary of real activations (ITDA)",
     ),
     "export": Verb(
-        "jaxdict.config:ExportConfig",
-        "jaxdict.fold:export",
+        "jaxdict.export.config:ExportConfig",
+        "jaxdict.export.export:export",
         "run -> dictionary that acts on raw activations",
     ),
     "prune": Verb(
-        "jaxdict.config_prune:PruneConfig",
-        "jaxdict.prune:prune",
+        "jaxdict.export.config:PruneConfig",
+        "jaxdict.export.prune:prune",
         "dictionary -> a smaller one, and what that costs",
     ),
     "eval": Verb(
-        "jaxdict.config:EvalConfig",
-        "jaxdict.evaluate:evaluate",
+        "jaxdict.evaluate.config:EvalConfig",
+        "jaxdict.evaluate.evaluate:evaluate",
         "dictionary + store -> how much is explained",
     ),
     "compare": Verb(
-        "jaxdict.config_compare:CompareConfig",
-        "jaxdict.compare:compare",
+        "jaxdict.compare.config:CompareConfig",
+        "jaxdict.compare.compare:compare",
         "ITDA dictionaries -> which layers and models are alike",
     ),
     "steer": Verb(
@@ -81,12 +81,12 @@ VERBS: dict[str, Verb] = {
     ),
     "interp index": Verb(
         "interp.config:IndexConfig",
-        "interp.build:build_index",
+        "interp.index.build:build_index",
         "dictionary + store -> what makes each feature fire",
     ),
     "interp report": Verb(
         "interp.config:ReportConfig",
-        "interp.report:write_report",
+        "interp.report.report:write_report",
         "feature index -> pages to browse",
     ),
 }

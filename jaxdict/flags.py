@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+NORMALIZATIONS = ("none", "rms", "standardize", "whiten")
+"""Fixed maps before a dictionary, by name; see `jaxdict.rows.normalization.fit`."""
+
 
 def expect(condition: bool, name: str, expected: str, got: object, do: str) -> None:
     """Raise a ValueError of the house form when `condition` does not hold.

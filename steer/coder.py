@@ -1,4 +1,4 @@
-"""A dictionary in torch: the same encode and decode as `jaxdict.coder`, on raw activations.
+"""A dictionary in torch: the same encode and decode as `jaxdict.dictionary.coder`, on raw activations.
 
 `itda`: gradient pursuit on unit atoms in the normalized space. Every other kind: a linear encoder,
 ReLU above a threshold, the k largest kept. All compute in blocks of rows and decode with a
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jaxdict.export import ENCODER_KINDS, Dictionary, load_dictionary
+from jaxdict.dictionary import ENCODER_KINDS, Dictionary, load_dictionary
 from steer.pursuit import combine, gradient_pursuit
 
 _BLOCK = 2**26
@@ -52,7 +52,7 @@ class Coder:
     activations of its target site.
 
     Args:
-        dictionary: what `jaxdict.export.load_dictionary` returns.
+        dictionary: what `jaxdict.dictionary.files.load_dictionary` returns.
         device: where the tensors live.
         dtype: what encode and decode compute in.
 
@@ -137,8 +137,8 @@ class Coder:
         Raises:
             ValueError: the last dimension of x is not d.
 
-        Source: see `jaxdict.dictionary`; Blumensath & Davies 2008 (gradient pursuit). Equal to
-        `jaxdict.coder.encode`.
+        Source: see `jaxdict.dictionary.arrays`; Blumensath & Davies 2008 (gradient pursuit). Equal to
+        `jaxdict.dictionary.coder.encode`.
         """
         if x.shape[-1:] != (self.d,):
             raise ValueError(

@@ -19,26 +19,26 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 MAY_IMPORT = {
     "harvest": set(),
     "jaxdict": {"harvest.store"},
-    "steer": {"harvest.sites", "harvest.models", "jaxdict.export"},
+    "steer": {"harvest.sites", "harvest.models", "jaxdict.dictionary"},
     "interp": {
         "harvest.sites",
         "harvest.store",
         "harvest.models",
-        "jaxdict.export",
+        "jaxdict.dictionary",
         "steer.coder",
     },
 }
 GROUND_FLOOR = {
     "harvest/sites.py": set(),
-    "harvest/store.py": {"numpy", "zarr"},
-    "harvest/gather.py": {"numpy", "zarr"},
-    "harvest/schema.py": {"numpy", "zarr"},
-    "harvest/writer.py": {"numpy", "zarr"},
-    "harvest/statistics.py": {"numpy"},
-    "harvest/location.py": {"zarr", "obstore"},
-    "harvest/verify.py": {"numpy", "tqdm"},
-    "jaxdict/dictionary.py": {"numpy"},
-    "jaxdict/export.py": {"numpy", "safetensors"},
+    "harvest/store/read.py": {"numpy", "zarr"},
+    "harvest/store/gather.py": {"numpy", "zarr"},
+    "harvest/store/schema.py": {"numpy", "zarr"},
+    "harvest/store/write.py": {"numpy", "zarr"},
+    "harvest/store/statistics.py": {"numpy"},
+    "harvest/store/location.py": {"zarr", "obstore"},
+    "harvest/store/verify.py": {"numpy", "tqdm"},
+    "jaxdict/dictionary/arrays.py": {"numpy"},
+    "jaxdict/dictionary/files.py": {"numpy", "safetensors"},
 }
 
 
@@ -113,7 +113,7 @@ def loaded_by(code: str) -> set[str]:
     [
         "import harvest.store",
         "import harvest.sites",
-        "import jaxdict.export",
+        "import jaxdict.dictionary.files",
         "import jaxdict.cli; jaxdict.cli.main(['--help'])",
     ],
 )

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from harvest.store import open_store
-from jaxdict import cli, coder, dictionary, kinds, members, runs, sae
-from jaxdict.codes import Codes
-from jaxdict.config_sae import TrainSAEConfig
-from jaxdict.data import floats, source_of
-from jaxdict.export import load_dictionary
-from jaxdict.recipe import How
+from jaxdict import cli
+from jaxdict.codes.codes import Codes
+from jaxdict.dictionary import arrays, coder
+from jaxdict.dictionary.files import load_dictionary
+from jaxdict.rows.source import floats, source_of
+from jaxdict.runs.folder import CONFIG, read_json
+from jaxdict.sae import kinds, model
+from jaxdict.sae.config import TrainSAEConfig
+from jaxdict.sae.step_config import How
+from jaxdict.training import sweep
 from steer.coder import Coder
 from tests.jaxdict.command import words
 from tests.jaxdict.planted import SITE, write_planted_store
@@ -39,7 +43,7 @@ class MeanK(kinds.SAE):
 
     @classmethod
     def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0):
-        codes, aux = sae.encode(params, z, recipe.slots, dead=dead, k_aux=k_aux, how=recipe.how)
+        codes, aux = model.encode(params, z, recipe.slots, dead=dead, k_aux=k_aux, how=recipe.how)
         largest = jax.lax.top_k(jax.lax.stop_gradient(codes.values), recipe.k)[0]
         tau = jnp.mean(jnp.min(largest, axis=1))
         kept = jnp.where(codes.values >= tau, codes.values, 0.0)
@@ -51,8 +55,8 @@ class MeanK(kinds.SAE):
 def sixth(monkeypatch):
     """What a developer would write: the class in the one file, the line in the other."""
     monkeypatch.setitem(kinds.REGISTRY, MeanK.name, MeanK)
-    line = dictionary.Kind("one", "what exceeds the mean k-th largest of a batch")
-    monkeypatch.setitem(dictionary.ENCODER_KINDS, MeanK.name, line)
+    line = arrays.Kind("one", "what exceeds the mean k-th largest of a batch")
+    monkeypatch.setitem(arrays.ENCODER_KINDS, MeanK.name, line)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_a_new_kind_is_trained_exported_encoded_and_measured(sixth, store, tmp_p
     flags = words(store=store, out=run, **SMALL, rows=128 * 120, dead_rows=1000)
     summary = cli.call(["train", "sae", *flags])
     assert summary["kind"] == MeanK.name and summary["heldout"]["fvu"] < 0.5
-    resolved = runs.read_json(run / runs.CONFIG)["resolved"]
+    resolved = read_json(run / CONFIG)["resolved"]
     assert (resolved["slots"], resolved["sparsity"], resolved["prefixes"]) == (9, 0.01, [24, 48])
 
     cli.call(["export", str(run), *words(out=out)])
@@ -98,7 +102,7 @@ def test_members_of_a_new_kind_share_a_step_unless_it_reads_what_they_differ_in(
 ):
     for swept, sizes in (("penalty=l0,tanh", [2]), ("bandwidth=0.2,0.5", [1, 1])):
         config = TrainSAEConfig(store=store, out=tmp_path, **SMALL, sweep=(swept,))
-        groups = members.grouped(members.expand(config, open_store(store)), How())
+        groups = sweep.grouped(sweep.expand(config, open_store(store)), How())
         assert [len(group.members) for group in groups] == sizes
 
 
@@ -108,14 +112,14 @@ def test_a_new_kind_is_refused_where_nobody_added_it(store, tmp_path):
 
 
 def test_what_a_kind_learns_is_what_its_dictionaries_hold():
-    assert set(kinds.REGISTRY) == set(dictionary.ENCODER_KINDS)
-    for name, line in dictionary.ENCODER_KINDS.items():
+    assert set(kinds.REGISTRY) == set(arrays.ENCODER_KINDS)
+    for name, line in arrays.ENCODER_KINDS.items():
         kind = kinds.REGISTRY[name]
         assert kind.batch_threshold == (line.threshold == "one")
         assert kind.log_threshold == (line.threshold == "each")
 
 
 def test_the_base_of_all_kinds_is_none_itself():
-    params = sae.initial_params(jax.random.key(0), 4, mean=jnp.zeros(3))
+    params = model.initial_params(jax.random.key(0), 4, mean=jnp.zeros(3))
     with pytest.raises(TypeError, match="abstract"):
         kinds.SAE(params, 2)

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from serve import Batches, Job, serve
 
-from jaxdict import huge_pages, sae
+from jaxdict.codes import top_k
+from jaxdict.devices import huge_pages
 
 
 class Floor:
@@ -38,7 +39,7 @@ class Floor:
             assert np.allclose(product(x, encoder)[:8], expected, rtol=1e-3, atol=1e-2)
             self.once = lambda: product(x, encoder)
         else:
-            chosen = jax.jit(lambda a, b: sae.top_k(jax.nn.relu(a @ b.T), job.k))
+            chosen = jax.jit(lambda a, b: top_k(jax.nn.relu(a @ b.T), job.k))
             largest = np.sort(np.maximum(expected, 0), axis=1)[:, : -job.k - 1 : -1]
             assert np.allclose(chosen(x, encoder)[0][:8], largest, rtol=1e-3, atol=1e-2)
             self.once = lambda: chosen(x, encoder)

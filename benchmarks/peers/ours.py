@@ -1,4 +1,4 @@
-"""Our TopK autoencoder, by `jaxdict.update.make_update`."""
+"""Our TopK autoencoder, by `jaxdict.sae.step.make_update`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from serve import Batches, Job, serve
 
-from jaxdict import huge_pages, sae, update
-from jaxdict.normalize import Space
-from jaxdict.recipe import Adam, Dials, Rate, Recipe
+from jaxdict.devices import huge_pages
+from jaxdict.rows import Space
+from jaxdict.sae import Adam, Batch, Dials, Rate, Recipe, initial_state, make_update, model
 
 
 class Ours:
@@ -44,19 +44,19 @@ class Ours:
         # Rows come as bfloat16 bits, as a store holds them; the job's rows fit into them exactly.
         self.batches, self.at, self.k = Batches(bits_of(rows), job), 0, job.k
         self.space = Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
-        self.state = update.initial_state(
+        self.state = initial_state(
             jax.random.key(job.seed), job.m, mean=jnp.asarray(mean), recipe=recipe
         )
         first = self.state.params
         self.state = self.state._replace(params=first._replace(encoder=0.25 * first.encoder))
-        self.step = update.make_update(recipe)
+        self.step = make_update(recipe)
         return rate
 
     def run(self, steps: int) -> None:
         """The next steps."""
         metrics = None
         for t in range(self.at, self.at + steps):
-            batch = update.Batch(jnp.asarray(self.batches(t)), self.space)
+            batch = Batch(jnp.asarray(self.batches(t)), self.space)
             self.state, metrics = self.step(self.state, batch, self.dials)
         self.at += steps
         jax.block_until_ready((self.state, metrics))
@@ -64,8 +64,8 @@ class Ours:
     def reconstruct(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """By sae.encode and sae.decode."""
         params = self.state.best("topk")
-        codes, _ = sae.encode(params, jnp.asarray(x), self.k)
-        x_hat = sae.decode(codes, params.atoms, params.bias)
+        codes, _ = model.encode(params, jnp.asarray(x), self.k)
+        x_hat = model.decode(codes, params.atoms, params.bias)
         active = np.asarray(codes.indices)[np.asarray(codes.values) > 0]
         return np.asarray(x_hat), np.bincount(active, minlength=len(params.atoms))
 

@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 
 from harvest.store import open_store
-from jaxdict import cli, data, normalize
+from jaxdict import cli
+from jaxdict.rows import fit, floats, image_rows, source_of
 
 SITE = "double.2.img"
 
@@ -74,11 +75,11 @@ def write_embedded(folder: Path, path: Path, *, images: int, steps: int, held_ou
         words = f"harvest --model shapes --sites {SITE} --images {images} --steps {steps} --seed 0"
         cli.call([*words.split(), "--out", str(path)])
     store = open_store(path)
-    train = data.source_of(store, SITE)
-    fitted = normalize.fit(lambda: data.image_rows(train.blocks()), "standardize")
-    validation = data.source_of(store, SITE, split="validation").spread(held_out)
+    train = source_of(store, SITE)
+    fitted = fit(lambda: image_rows(train.blocks()), "standardize")
+    validation = source_of(store, SITE, split="validation").spread(held_out)
     for name, source in (("train", train), ("held_out", validation)):
-        x = np.concatenate([data.floats(bits) for _, bits in source.blocks()])
+        x = np.concatenate([floats(bits) for _, bits in source.blocks()])
         z = (x - fitted.mean) * fitted.transform
         np.save(folder / f"{name}.npy", _exact(z))
     return store.fingerprint

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxdict.mesh import FEATURES
+from jaxdict.devices import FEATURES
 
 # Full float32 products: on a GPU or TPU the default may round inputs to TF32 or bfloat16, and the
 # choice of an atom is an argmax over nearly equal numbers.

@@ -18,8 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxdict.codes import combine
 from jaxdict.pursuit.atoms import PRECISION, PreparedAtoms
-from jaxdict.pursuit.join import join
-from jaxdict.pursuit.split import at
+from jaxdict.pursuit.split import at, join
 from jaxdict.pursuit.step import Rule, Slots, Support, finish, moved, repeat, run, shorten
 
 

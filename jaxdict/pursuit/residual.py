@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdict.pursuit.atoms import PRECISION, PreparedAtoms
-from jaxdict.pursuit.join import join
-from jaxdict.pursuit.split import mixture, products
+from jaxdict.pursuit.split import join, mixture, products
 from jaxdict.pursuit.step import Rule, Slots, Support, finish, moved, repeat, run, shorten
 
 

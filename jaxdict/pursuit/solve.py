@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxdict.codes import Codes, sort_slots
-from jaxdict.mesh import DATA, FEATURES
+from jaxdict.devices import DATA, FEATURES
 from jaxdict.pursuit import gradient, gram, matching, orthogonal, residual
 from jaxdict.pursuit.atoms import PreparedAtoms, prepare_atoms, safe_norm, unit_rows
 from jaxdict.pursuit.auto import choose_method

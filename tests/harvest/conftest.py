@@ -6,14 +6,14 @@ import shutil
 import pytest
 import torch
 
-from harvest.schema import from_bits, to_bits
 from harvest.store import create_store, open_store
+from harvest.store.schema import from_bits, to_bits
 from tests.harvest.synthetic import content, make_spec, write
 
 
 @pytest.fixture(scope="session")
 def embedded():
-    from harvest.models import load_model
+    from harvest.models.pipelines import load_model
 
     return load_model("shapes", device="cpu")
 
@@ -23,7 +23,7 @@ def random_folder(tmp_path_factory):
     """A guided pipeline with random weights and a shifted schedule, as FLUX.1-dev has."""
     from diffusers import FluxTransformer2DModel
 
-    from harvest.models import EMBEDDED
+    from harvest.models.files import EMBEDDED
 
     folder = tmp_path_factory.mktemp("model") / "random"
     shutil.copytree(EMBEDDED, folder)
@@ -40,7 +40,7 @@ def random_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def random_model(random_folder):
-    from harvest.models import load_model
+    from harvest.models.pipelines import load_model
 
     return load_model(str(random_folder), device="cpu")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harvest.config import HarvestConfig
-from harvest.models import load_model
+from harvest.models.pipelines import load_model
 from harvest.plan import make_plan, picked_tokens
 from harvest.run import harvest
 from harvest.store import open_store
@@ -103,7 +103,7 @@ def test_encoding_the_text_first_changes_no_bit(whole, tmp_path, capsys):
 
 
 def test_encoded_text_is_kept_over_a_cut(whole, tmp_path, monkeypatch):
-    from harvest.models import LoadedModel
+    from harvest.models.pipelines import LoadedModel
 
     config, everything = whole
     encoded = []

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from harvest import plan, run
 from harvest.capture import Capture
 from harvest.config import HarvestConfig
-from harvest.prompts import image_seed, load_prompts, split_of
+from harvest.prompts.prompts import image_seed, load_prompts, split_of
 from harvest.run import harvest
-from harvest.schema import fingerprint
 from harvest.store import open_store
+from harvest.store.schema import fingerprint
 
 SITES = ("double.2.*", "single.0.img.mlp", "double.1.txt.attn", "single.2.img.update")
 

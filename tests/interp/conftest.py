@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from harvest.store import Store, StoreSpec, create_store, open_store
-from interp.build import build_index
 from interp.config import IndexConfig
-from interp.index import FeatureIndex, load_index
-from jaxdict.export import Dictionary, save_dictionary
+from interp.index.arrays import FeatureIndex, load_index
+from interp.index.build import build_index
+from jaxdict.dictionary.arrays import Dictionary
+from jaxdict.dictionary.files import save_dictionary
 
 GRID = (4, 4)
 TOKENS, STEPS, D, IMAGES, WORDS = 16, 2, 16, 120, 9

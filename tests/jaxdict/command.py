@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdict import runs
-from jaxdict.fold import read_run, read_sae
+from jaxdict.runs.folder import METRICS, read_lines, read_run
+from jaxdict.training.saved_run import read_sae
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,7 +81,7 @@ class Command:
 def last_step(run: Path) -> int:
     """Step of the newest line of metrics.jsonl, 0 without one."""
     try:
-        lines = runs.read_lines(run / runs.METRICS)
+        lines = read_lines(run / METRICS)
     except FileNotFoundError:
         return 0
     return lines[-1]["step"] if lines else 0
@@ -89,7 +89,7 @@ def last_step(run: Path) -> int:
 
 def curve(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what time passed."""
-    lines = runs.read_lines(run / runs.METRICS)
+    lines = read_lines(run / METRICS)
     return [{name: v for name, v in line.items() if name != "seconds"} for line in lines]
 
 

@@ -16,10 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxdict import mesh, resample, update
-from jaxdict.config_sae import KINDS
-from jaxdict.normalize import Space
-from jaxdict.recipe import Adam, Dials, How, Rate, Recipe
+from jaxdict.devices import mesh
+from jaxdict.dictionary.arrays import ENCODER_KINDS
+from jaxdict.rows.normalization import Space
+from jaxdict.sae import dead_features, sharding
+from jaxdict.sae.state import Batch, initial_state
+from jaxdict.sae.step import make_update
+from jaxdict.sae.step_config import Adam, Dials, How, Rate, Recipe
 
 D, M, N, STEPS, D_OUT = 12, 256, 32, 20, 10
 MESHES = {"one": None, "data": "data=8", "features": "features=8", "both": "data=2,features=4"}
@@ -33,7 +36,7 @@ REVIVED = 12
 
 def meshes_of(case: str, *, thorough: bool) -> list[str]:
     """One device, and the meshes that a case is trained on; compiling each takes its time."""
-    few = case != "topk" and not (thorough and case in KINDS)
+    few = case != "topk" and not (thorough and case in ENCODER_KINDS)
     return ["one", "both"] if few else list(MESHES)
 
 
@@ -84,9 +87,7 @@ def train(
     recipe = recipe_of(kind)._replace(how=How(*mesh.axes(devices)))
     out_mean = jnp.zeros(D_OUT) if target else None
     states = [
-        update.initial_state(
-            jax.random.key(seed), M, mean=jnp.zeros(D), recipe=recipe, out_mean=out_mean
-        )
+        initial_state(jax.random.key(seed), M, mean=jnp.zeros(D), recipe=recipe, out_mean=out_mean)
         for seed in range(members or 1)
     ]
     rates = [1e-2 * (1 + seed) for seed in range(members or 1)]
@@ -95,19 +96,19 @@ def train(
     if members:
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         dials = Dials(*(np.asarray(values, np.float32) for values in zip(*every, strict=True)))
-    state = mesh.place_state(state, devices, members=members)
+    state = sharding.place_state(state, devices, members=members)
     dials = mesh.everywhere(jax.tree.map(jnp.asarray, dials), devices)
     spaces = [mesh.everywhere(space_of(width), devices) for width in (D, D_OUT)]
-    step = update.make_update(recipe, members=members, mesh=devices)
+    step = make_update(recipe, members=members, mesh=devices)
     numbers, since, before = [], [], step._cache_size()
     inputs: Any = None
     for at, (one, other) in enumerate(zip(bits_of(0, D), bits_of(1, D_OUT), strict=True), start=1):
         rows = [mesh.place_rows(bits, devices, 0, N) for bits in (one, other)]
         more = (rows[1], spaces[1]) if target else ()
-        inputs = update.Batch(rows[0], spaces[0], *more)
+        inputs = Batch(rows[0], spaces[0], *more)
         state, metrics = step(state, inputs, dials)
         if revive and at == REVIVED:
-            state = resample.revive(state, inputs, recipe, range(members or 1), at, devices)
+            state = dead_features.revive(state, inputs, recipe, range(members or 1), at, devices)
         numbers.append(np.array(jax.device_get(metrics)))
         since.append(np.array(state.since_fired))
     found: dict[str, Any] = {
@@ -152,7 +153,7 @@ def whole_product() -> int:
 def main(out: str, *every: str) -> None:
     assert jax.device_count() == 8
     results = {("product", "features"): {"gathered": whole_product()}}
-    for kind in KINDS if every else FEW:
+    for kind in ENCODER_KINDS if every else FEW:
         for name in meshes_of(kind, thorough=bool(every)):
             results[kind, name] = train(kind, MESHES[name])
     for name in ("one", "both"):

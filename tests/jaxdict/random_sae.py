@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from jaxdict import sae
-from jaxdict.sae import SAEParams
+from jaxdict.sae import model
+from jaxdict.sae.model import SAEParams
 
 N, D, M, K = 24, 10, 40, 4
 
@@ -18,4 +18,4 @@ def params_and_rows(seed=0, m=M, d=D, n=N):
         jax.random.normal(keys[2], (m, d)),
         0.5 * jax.random.normal(keys[3], (d,)),
     )
-    return sae.unit_norm(params), jax.random.normal(keys[4], (n, d))
+    return model.unit_norm(params), jax.random.normal(keys[4], (n, d))

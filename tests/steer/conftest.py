@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdict.export import Dictionary
+from jaxdict.dictionary.arrays import Dictionary
 
 D, TEXT, GRID = 32, 5, (4, 6)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdict.export import KINDS as EVERY_KIND
-from jaxdict.export import Dictionary, save_dictionary
+from jaxdict.dictionary.arrays import KINDS as EVERY_KIND
+from jaxdict.dictionary.arrays import Dictionary
+from jaxdict.dictionary.files import save_dictionary
 from steer import coder as coder_module
 from steer.coder import Coder, Codes
 from steer.pursuit import gradient_pursuit
@@ -49,7 +50,7 @@ def rows_of(dictionary, n=200, seed=1):
 
 @each_kind
 def test_same_codes_and_reconstruction_as_jax(random_dictionary, options):
-    import jaxdict.coder as jax_coder
+    import jaxdict.dictionary.coder as jax_coder
 
     k = 7
     dictionary = random_dictionary(**options, k=k)

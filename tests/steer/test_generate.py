@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import steer.config
-from harvest.models import EMBEDDED, load_model
-from jaxdict.export import save_dictionary
+from harvest.models.files import EMBEDDED
+from harvest.models.pipelines import load_model
+from jaxdict.dictionary.files import save_dictionary
 from steer.config import SteerConfig, SteerEvalConfig, parse_region, parse_steps, parse_tag
 from steer.generate import steer as run_steer
 

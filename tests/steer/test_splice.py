@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdict.export import Dictionary
+from jaxdict.dictionary.arrays import Dictionary
 from steer.coder import Coder
 from steer.hooks import changing
 from steer.splice import psnr, splicing

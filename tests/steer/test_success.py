@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from harvest.models import load_model
+from harvest.models.pipelines import load_model
 from harvest.shapes import draw
-from jaxdict.export import Dictionary, save_dictionary
+from jaxdict.dictionary.arrays import Dictionary
+from jaxdict.dictionary.files import save_dictionary
 from steer.coder import Coder
 from steer.config import SteerEvalConfig
 from steer.control import random_directions

@@ -9,7 +9,8 @@ import torch
 from diffusers import FluxPipeline
 
 import harvest.shapes
-from harvest.shapes import build, quality
+from harvest.shapes import quality
+from harvest.shapes.training import build
 
 WEIGHTS = Path(harvest.shapes.__file__).parent / "weights"
 

@@ -1,0 +1,209 @@
+"""Finding a FLUX pipeline's files, in the package, in a folder or on a hub, and loading the parts that are wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harvest.models.quantize import KEPT_WHOLE, quantization_config, to_nf4
+from harvest.store import first_line
+
+EMBEDDED = Path(__file__).parents[1] / "shapes" / "weights"
+"""Folder of the embedded model."""
+
+_SETTINGS = ("*.json", "*.txt", "*.model")
+"""Files of a pipeline that are not weights: configurations and tokenizers."""
+_WHOLE_FILE = 256 * 2**20
+_SAMPLE = 2**20
+_SAMPLES = 64
+
+
+def content_hash(folder: str | Path) -> str:
+    """Digest of a pipeline's weights and configuration.
+
+    Every ``.safetensors`` and ``.json`` file counts, by its path and content. Of a file over
+    256 MiB, its size and 64 evenly spread blocks of 1 MiB count, which takes well under a second.
+
+    Args:
+        folder: Where the pipeline lies.
+
+    Returns:
+        SHA-256 in hex.
+    """
+    folder = Path(folder)
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
+        own, size = hashlib.sha256(), path.stat().st_size
+        with path.open("rb") as file:
+            if size <= _WHOLE_FILE:
+                own.update(file.read())
+            else:
+                own.update(str(size).encode())
+                for i in range(_SAMPLES):
+                    file.seek((size - _SAMPLE) * i // (_SAMPLES - 1))
+                    own.update(file.read(_SAMPLE))
+        total.update(f"{path.relative_to(folder).as_posix()}\0{own.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def find_files(name: str, *, weights: bool = True) -> tuple[Path, str, str | None]:
+    """Folder, name to show and revision of a model; fetches it if it is on a hub.
+
+    Args:
+        name: As in `harvest.models.pipelines.load_model`.
+        weights: Fetch all of it; else only settings and tokenizers, a few MB.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name == "shapes":
+        if not (EMBEDDED / "model_index.json").is_file():
+            raise ValueError(f"expected the embedded model in {EMBEDDED}; install jaxdict again")
+        return EMBEDDED, name, None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError(
+                f"expected a pipeline with a model_index.json in {path}, got none; "
+                "save one there with pipe.save_pretrained"
+            )
+        return path, "shapes" if path.samefile(EMBEDDED) else str(path.resolve()), None
+    if name.count("/") != 1 or name[0] in "./~":
+        raise ValueError(
+            f"expected shapes, a pipeline's folder or a hub id (owner/name), got {name!r}"
+        )
+    from diffusers import FluxPipeline
+    from huggingface_hub import snapshot_download
+
+    try:
+        fetched = Path(
+            FluxPipeline.download(name)
+            if weights
+            else snapshot_download(name, allow_patterns=list(_SETTINGS))
+        )
+    except (OSError, ValueError) as error:
+        reason = first_line(error.__cause__ or error)  # diffusers hides the hub's own words
+        raise ValueError(
+            f"expected a model at the hub id {name!r}, but it cannot be fetched ({reason}); check "
+            "the name and the network, and log in if the model asks for it"
+        ) from error
+    return fetched, name, fetched.name
+
+
+def load_pipeline(
+    folder: Path,
+    name: str,
+    quantize: Mapping[str, str],
+    dtype: torch.dtype,
+    place: torch.device,
+    offload: str,
+    parts: str,
+) -> Any:
+    """Load the wanted parts of a pipeline and put them where they compute.
+
+    Args:
+        folder: Its files.
+        name: What to call it in errors.
+        quantize: ``transformer`` and ``text_encoder_2`` to ``none``, ``nf4`` or ``int8``.
+        dtype: Precision of the computation.
+        place: Device.
+        offload: As in `harvest.models.pipelines.load_model`.
+        parts: As in `harvest.models.pipelines.load_model`.
+
+    Returns:
+        A ``FluxPipeline``; a transformer that is left out is there on the meta device.
+
+    Raises:
+        ValueError: If it is no FLUX pipeline, or not whole.
+    """
+    from diffusers import FluxPipeline, FluxTransformer2DModel, __version__
+
+    kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    if kind != "FluxPipeline":
+        raise ValueError(f"expected a FluxPipeline at {name}, got a {kind}; only FLUX.1 is read")
+    key = "torch_dtype" if __version__.startswith("0.") else "dtype"
+    options: dict[str, Any] = {key: dtype, "local_files_only": True}
+    left_out = {
+        "all": (),
+        "text": ("transformer", "vae"),
+        "image": ("text_encoder", "text_encoder_2"),
+        "none": ("transformer", "vae", "text_encoder", "text_encoder_2"),
+    }[parts]
+    options |= dict.fromkeys(left_out)
+    wanted = {part: how for part, how in quantize.items() if part not in left_out and how != "none"}
+    if wanted and place.type == "cuda":
+        options["quantization_config"] = quantization_config(wanted, dtype)
+    try:
+        pipe = FluxPipeline.from_pretrained(str(folder), **options)
+        if "transformer" in left_out:
+            config = read_config(folder, "transformer")
+            with torch.device("meta"):
+                pipe.transformer = FluxTransformer2DModel.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"expected a whole FLUX pipeline at {name}, got: {first_line(error)}"
+        ) from error
+    if place.type != "cuda":
+        for part in wanted:
+            to_nf4(getattr(pipe, part), KEPT_WHOLE[part], dtype)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=place)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=place)
+    elif "transformer" in left_out:
+        for part in ("text_encoder", "text_encoder_2"):
+            if getattr(pipe, part) is not None:
+                getattr(pipe, part).to(place)
+    else:
+        pipe.to(place)
+    return pipe
+
+
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """Settings of a part of the pipeline, from its ``config.json``."""
+    try:
+        return json.loads((folder / part / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"expected settings in {folder / part / 'config.json'}: {error}"
+        ) from error
+
+
+@contextmanager
+def quiet(*, everything: bool) -> Iterator[None]:
+    """Silence what a loader says that a user can do nothing about; its bars too, if `everything`.
+
+    (A missing torchvision is of no matter here; ``torch_dtype`` works in all of diffusers 0.x; bitsandbytes,
+    which diffusers imports, warns on processors with AVX512-BF16 that an optional kernel is not installed.)
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    level = bitsandbytes.level
+    both = (diffusers_logging, transformers_logging)
+    levels = [log.get_verbosity() for log in both]
+    bars = [log.is_progress_bar_enabled() for log in both]
+    try:
+        bitsandbytes.setLevel(logging.ERROR)
+        for log in both:
+            log.set_verbosity_error()
+            if everything:
+                log.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            yield
+    finally:
+        bitsandbytes.setLevel(level)
+        for log, verbosity, bar in zip(both, levels, bars, strict=True):
+            log.set_verbosity(verbosity)
+            if bar:
+                log.enable_progress_bar()

@@ -1,0 +1,299 @@
+"""Loading a FLUX pipeline: the embedded one, a folder's or a hub's, quantized if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harvest.models.files import (
+    EMBEDDED,
+    content_hash,
+    find_files,
+    load_pipeline,
+    quiet,
+    read_config,
+)
+from harvest.models.quantize import QUANTIZATIONS
+
+__all__ = ["DTYPES", "EMBEDDED", "LoadedModel", "content_hash", "load_model"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline and what a harvest has to know of it.
+
+    Args:
+        pipe: A ``diffusers.FluxPipeline``.
+        name: What it was asked for by; ``load_model(name)`` gives it again.
+        info: Name, revision, quantization, dtype, device, sha256, blocks; JSON-able.
+        steps: Denoising steps by default.
+        size: (height, width) of a picture by default, in pixels.
+        max_sequence_length: Length of the text by default, in T5 tokens.
+        guidance: Guidance scale by default.
+        judge: Reads a picture's true attributes back (uint8 [H, W, 3] to
+            ``harvest.shapes.check.Reading``); None but for the embedded model.
+        folder: Where its files lie.
+        place: Device it computes on.
+    """
+
+    pipe: Any
+    name: str
+    info: dict[str, Any]
+    steps: int
+    size: tuple[int, int]
+    max_sequence_length: int
+    guidance: float
+    judge: Callable[[np.ndarray], Any] | None
+    folder: Path
+    place: torch.device
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        max_sequence_length: int | None = None,
+        guidance: float | None = None,
+        text: Mapping[str, torch.Tensor] | None = None,
+    ) -> np.ndarray:
+        """Make one picture for each prompt, in one batch.
+
+        Args:
+            prompts: Texts.
+            seeds: Seed of each picture's noise, which depends on nothing else.
+            steps: Denoising steps; None for the model's own, as in what follows.
+            size: (height, width) in pixels.
+            max_sequence_length: Length of the text in T5 tokens.
+            guidance: Guidance scale.
+            text: The prompts as `encode` gave them; None to encode them now.
+
+        Returns:
+            uint8 [n, height, width, 3].
+
+        Raises:
+            ValueError: If there are not as many seeds as prompts.
+        """
+        if len(prompts) != len(seeds):
+            raise ValueError(f"expected a seed a prompt, got {len(prompts)} and {len(seeds)}")
+        height, width = size or self.size
+        encoded = {name: value.to(self.place, self.dtype) for name, value in (text or {}).items()}
+        made = self.pipe(
+            None if encoded else list(prompts),
+            **encoded,
+            height=height,
+            width=width,
+            num_inference_steps=steps or self.steps,
+            guidance_scale=self.guidance if guidance is None else guidance,
+            max_sequence_length=max_sequence_length or self.max_sequence_length,
+            generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
+            output_type="np",
+        ).images
+        shades = np.nan_to_num(np.asarray(made, np.float32) * 255, nan=0.0)  # NaN would be noise
+        return np.rint(shades).astype(np.uint8)
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], max_sequence_length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Run the text encoders.
+
+        Args:
+            prompts: Texts.
+            max_sequence_length: Length of the text in T5 tokens; None for the model's own.
+
+        Returns:
+            ``prompt_embeds`` [n, length, width of T5] and ``pooled_prompt_embeds`` [n, width of CLIP],
+            on the model's device.
+        """
+        states, pooled, _ = self.pipe.encode_prompt(
+            list(prompts),
+            prompt_2=None,
+            device=self.place,
+            max_sequence_length=max_sequence_length or self.max_sequence_length,
+        )
+        return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the computation."""
+        return DTYPES[self.info["dtype"]]
+
+    def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Image tokens of a picture as (h, w): a token is 2 x 2 latents.
+
+        Raises:
+            ValueError: If a side is not a whole number of tokens.
+        """
+        height, width = size or self.size
+        side = self.pipe.vae_scale_factor * 2
+        if height % side or width % side or not height or not width:
+            raise ValueError(
+                f"expected a height and width in multiples of {side} pixels, got {height}x{width}"
+            )
+        return height // side, width // side
+
+    def schedule(
+        self, steps: int | None = None, size: tuple[int, int] | None = None
+    ) -> tuple[list[float], list[float]]:
+        """What the pipeline's scheduler will do.
+
+        Args:
+            steps: Denoising steps.
+            size: (height, width) in pixels; FLUX.1-dev shifts its noise levels by it.
+
+        Returns:
+            Noise level (sigma, in [0, 1]) and timestep at the start of each step.
+        """
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+
+        scheduler, steps = self.pipe.scheduler, steps or self.steps
+        config = scheduler.config
+        height, width = self.grid(size)
+        shift = calculate_shift(
+            height * width,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        if sigmas is None:
+            retrieve_timesteps(scheduler, steps, "cpu", mu=shift)
+        else:
+            retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas.tolist(), mu=shift)
+        return scheduler.sigmas[:-1].tolist(), scheduler.timesteps.tolist()
+
+    def words(
+        self, prompts: Sequence[str], max_sequence_length: int | None = None
+    ) -> list[list[str]]:
+        """Text tokens of each prompt as T5 pieces, cut or padded to the length of the text."""
+        tokenizer = self.pipe.tokenizer_2
+        batch = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=max_sequence_length or self.max_sequence_length,
+            truncation=True,
+        )
+        return [tokenizer.convert_ids_to_tokens(ids) for ids in batch.input_ids]
+
+
+def load_model(
+    name: str,
+    *,
+    quantize: str = "none",
+    quantize_text: str = "same",
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    offload: str = "none",
+    parts: str = "all",
+) -> LoadedModel:
+    """Load a FLUX pipeline.
+
+    Args:
+        name: ``shapes`` (the embedded model, never from the network), a folder, or a hub id such as
+            ``black-forest-labs/FLUX.1-schnell``.
+        quantize: ``none``, ``nf4`` or ``int8``: the transformer by bitsandbytes; int8 needs a GPU.
+        quantize_text: The same for T5; ``same`` means as `quantize`.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None (or ``auto``) is bfloat16 on a GPU and
+            float32 on a CPU.
+        device: Torch device; None (or ``auto``) is a GPU where there is one.
+        offload: ``model`` or ``sequential``: diffusers moves to the GPU only the part that runs.
+        parts: ``all``; ``text`` for the text encoders alone, ``image`` for all but them, ``none`` for
+            tokenizers, scheduler and settings. A transformer that is not loaded is there on torch's
+            meta device: its shapes can be asked for.
+
+    Returns:
+        The pipeline, ready to run, without progress bars.
+
+    Raises:
+        ValueError: If the model is not there, is no FLUX pipeline, or cannot be quantized here.
+    """
+    place = _device(device)
+    precision = _dtype(dtype, place)
+    text = quantize if quantize_text == "same" else quantize_text
+    for asked in (quantize, text):
+        if asked not in QUANTIZATIONS:
+            raise ValueError(f"expected quantize to be one of {QUANTIZATIONS}, got {asked!r}")
+        if asked == "int8" and place.type != "cuda":
+            raise ValueError(
+                f"expected a GPU for int8, got device {place}; use nf4, or no quantization"
+            )
+    if offload in ("model", "sequential") and place.type != "cuda":
+        raise ValueError(
+            f"expected a GPU for --offload {offload}, got device {place}; use --offload text or none"
+        )
+    with quiet(everything=name == "shapes" or parts == "none"):
+        folder, shown, revision = find_files(name, weights=parts != "none")
+        chosen = {"transformer": quantize, "text_encoder_2": text}
+        pipe = load_pipeline(folder, shown, chosen, precision, place, offload, parts)
+    pipe.set_progress_bar_config(disable=True)
+
+    vae, config = read_config(folder, "vae"), pipe.transformer.config
+    side = int(vae["sample_size"])
+    pipe.vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    pipe.default_sample_size = side // pipe.vae_scale_factor
+    embedded = folder.samefile(EMBEDDED)
+    distilled = bool(config.guidance_embeds)
+    info = {
+        "name": shown,
+        "revision": revision,
+        "sha256": content_hash(folder),
+        "quantization": quantize,
+        "text_quantization": text,
+        "dtype": str(precision).removeprefix("torch."),
+        "device": place.type,
+        "double": config.num_layers,
+        "single": config.num_single_layers,
+        "guided": distilled,
+    }
+    return LoadedModel(
+        pipe=pipe,
+        name=shown,
+        info=info,
+        steps=8 if embedded else 28 if distilled else 4,
+        size=(side, side),
+        max_sequence_length=32 if embedded else 512 if distilled else 256,
+        guidance=3.5 if distilled else 0.0,
+        judge=_judge if embedded else None,
+        folder=folder,
+        place=place,
+    )
+
+
+def _judge(picture: np.ndarray) -> Any:
+    from harvest.shapes.check import read_picture
+
+    return read_picture(picture)
+
+
+def _device(name: str | None) -> torch.device:
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"expected a torch device such as cpu or cuda:0, got {name!r}") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"expected a GPU for device {name}, but torch finds none; use --device cpu"
+        )
+    return place
+
+
+def _dtype(name: str | torch.dtype | None, place: torch.device) -> torch.dtype:
+    if isinstance(name, torch.dtype):
+        return name
+    if name in (None, "auto"):
+        return torch.bfloat16 if place.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"expected dtype to be one of {tuple(DTYPES)}, got {name!r}")
+    return DTYPES[name]

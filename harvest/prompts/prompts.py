@@ -1,0 +1,198 @@
+"""Where prompts come from, which split a prompt is in, and which seed an image has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from harvest.prompts.readers import COLUMN, FILES, Prompt, read_dataset
+
+__all__ = [
+    *("Prompt", "PromptList", "load_prompts", "read_prompts", "prompts_hash"),
+    *("split_of", "image_seed"),
+]
+
+_HUB = "hf:"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+class PromptList(NamedTuple):
+    """Prompts of one source, each text once.
+
+    Args:
+        prompts: In the order of the source; of equal texts the first.
+        duplicates: How many were left out for saying what an earlier one says.
+        blank: How many rows were left out for holding no prompt (Parquet and datasets only).
+    """
+
+    prompts: list[Prompt]
+    duplicates: int = 0
+    blank: int = 0
+
+    @property
+    def note(self) -> str:
+        """What was found and what was left out, as one line."""
+        counts = {"duplicate": self.duplicates, "blank row": self.blank}
+        left_out = [f"{n:,} {what}{'s' * (n > 1)}" for what, n in counts.items() if n]
+        note = f"{len(self.prompts):,} prompts"
+        return note + (f" ({' and '.join(left_out)} left out)" if left_out else "")
+
+    @property
+    def hash(self) -> str:
+        """`prompts_hash` of the texts."""
+        return prompts_hash([prompt.text for prompt in self.prompts])
+
+    def fill(self, images: int = 0) -> list[Prompt]:
+        """One prompt for each image: repeated in order as needed, each once if `images` is 0."""
+        return list(islice(cycle(self.prompts), images or len(self.prompts)))
+
+
+def load_prompts(
+    source: str, images: int = 0, *, seed: int = 0, prompt_column: str = COLUMN
+) -> list[Prompt]:
+    """Give one prompt for each image: `read_prompts`, repeated in order to fill `images`.
+
+    Args:
+        source: As in `read_prompts`.
+        images: How many. 0 means each prompt of the source once, or 1000 captions.
+        seed: As in `read_prompts`.
+        prompt_column: As in `read_prompts`.
+
+    Returns:
+        `images` prompts.
+
+    Raises:
+        ValueError: As `read_prompts` does.
+    """
+    return read_prompts(source, images, seed=seed, prompt_column=prompt_column).fill(images)
+
+
+def read_prompts(
+    source: str, images: int = 0, *, seed: int = 0, prompt_column: str = COLUMN
+) -> PromptList:
+    """Read the prompts of a source, each once.
+
+    Two prompts are the same if their texts are, but for the amount of white space. Captions of the
+    embedded world alone are taken as they are drawn, since caption i depends on `seed` and i only.
+
+    Args:
+        source: One of
+
+            - ``shapes``: captions of the embedded world, drawn from `seed`;
+            - a ``.txt`` file with a prompt a line;
+            - a ``.jsonl`` file with an object a line, its prompt and perhaps its ``labels``;
+            - a ``.csv`` file with a column of prompts, its other columns being labels;
+            - a ``.parquet`` file with a column of prompts and perhaps one of ``labels``
+              (needs pyarrow);
+            - ``hf:owner/name``, ``hf:owner/name/config`` or ``hf:owner/name:split``, a data set of
+              the hub that is streamed, or a folder of files that `datasets` can load (needs
+              datasets); ``owner/name`` will do where no file is in the way. The split is ``train``
+              unless there is only one.
+        images: How many are needed at most: the source is read no further. 0 means all of them, or
+            1000 captions.
+        seed: Seed of the captions.
+        prompt_column: Field or column with the prompts, for all kinds but ``shapes`` and ``.txt``.
+            The default ``prompt`` stands for ``caption`` or ``text`` too, if there is just one of
+            them and no ``prompt``.
+
+    Returns:
+        The prompts, at least one, and how many were left out.
+
+    Raises:
+        ValueError: If the source is of another kind, empty, malformed (naming the line) or out of
+            reach, or a package that it needs is missing.
+    """
+    if source == "shapes":
+        return PromptList(_captions(images or 1000, seed))
+    path = Path(source)
+    if path.suffix in FILES and not source.startswith(_HUB) and not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"expected a file of prompts at {path}, but nothing is there")
+        try:
+            found = _unique(FILES[path.suffix](path, prompt_column), images)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"expected {path} to be UTF-8 text, got {error.reason}") from error
+    elif source.startswith(_HUB) or path.is_dir() or _HUB_NAME.fullmatch(source):
+        found = _unique(read_dataset(source.removeprefix(_HUB), prompt_column), images)
+    else:
+        raise ValueError(
+            "expected prompts to be shapes, a .txt, .jsonl, .csv or .parquet file, or a data set "
+            f"such as hf:owner/name, got {source!r}"
+        )
+    if not found.prompts:
+        raise ValueError(f"expected at least one prompt in {source}, got an empty file")
+    return found
+
+
+def prompts_hash(texts: Sequence[str]) -> str:
+    """Digest of a list of prompts, its order included.
+
+    Args:
+        texts: The prompts.
+
+    Returns:
+        SHA-256 of the list as compact JSON, in hex.
+    """
+    text = json.dumps(list(texts), ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def split_of(prompt: str, validation: float) -> int:
+    """Split of a prompt, by its hash alone: the same prompt is in the same split everywhere.
+
+    Args:
+        prompt: Its text.
+        validation: Share of prompts that is held out, in [0, 1).
+
+    Returns:
+        0 for training, 1 for validation.
+    """
+    digest = hashlib.sha256(prompt.encode()).digest()
+    return int(int.from_bytes(digest[:8], "big") < validation * 2**64)
+
+
+def image_seed(seed: int, image: int) -> int:
+    """Seed of the noise of one image, from the run's seed and the image's number.
+
+    Args:
+        seed: Seed of the run.
+        image: Number of the image.
+
+    Returns:
+        A whole number below 2**53 (exact in JSON).
+    """
+    state = np.random.SeedSequence((seed, image)).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(11))
+
+
+def _captions(images: int, seed: int) -> list[Prompt]:
+    from harvest.shapes import draw
+
+    scenes = [draw.sample_scene(np.random.default_rng((seed, i))) for i in range(images)]
+    return [Prompt(draw.caption(scene), draw.labels(scene)) for scene in scenes]
+
+
+def _unique(rows: Iterable[Prompt | None], enough: int = 0) -> PromptList:
+    """Keep the first of equal prompts, until there are `enough`; None is a row without one."""
+    kept: dict[bytes, Prompt] = {}
+    duplicates = blank = 0
+    for prompt in rows:
+        if prompt is None:
+            blank += 1
+            continue
+        # Digests, not texts: a long text that was left out is not kept in memory.
+        key = hashlib.sha256(" ".join(prompt.text.split()).encode()).digest()
+        if key in kept:
+            duplicates += 1
+            continue
+        kept[key] = prompt._replace(text=prompt.text.strip())
+        if len(kept) == enough:
+            break
+    return PromptList(list(kept.values()), duplicates, blank)

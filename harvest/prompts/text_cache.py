@@ -1,0 +1,92 @@
+"""Encoded prompts on the disk, so that the text encoders can be freed before the transformer loads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from harvest.config import HarvestConfig
+from harvest.models import LoadedModel
+from harvest.store import Location, first_line
+
+_NAMES = ("prompt_embeds", "pooled_prompt_embeds")
+
+
+class TextCache:
+    """A folder beside the store, with a file for each shard that is still to be made.
+
+    Args:
+        place: Where the store lies; for a URL the cache is in the working directory.
+        fingerprint: The store's: files of another store are not used.
+    """
+
+    def __init__(self, place: Location, fingerprint: str) -> None:
+        """Choose the folder; nothing is made yet."""
+        beside = place.path or Path(str(place).rpartition("/")[2])
+        self.folder = beside.with_name(f".{beside.name}.text")
+        self._fingerprint = fingerprint
+
+    def fill(
+        self, model: LoadedModel, prompts: Mapping[int, Sequence[str]], config: HarvestConfig
+    ) -> None:
+        """Encode the prompts of the shards that are not there yet, in the batches of the harvest.
+
+        Args:
+            model: A model with its text encoders.
+            prompts: Shard -> its prompts.
+            config: From `harvest.plan.make_plan`.
+
+        Raises:
+            OSError: If they cannot be written, for instance because the disk is full.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [shard for shard in prompts if not self._valid(shard)]
+        for shard in tqdm(missing, desc="text", unit="shard"):
+            texts = prompts[shard]
+            parts = [
+                model.encode(texts[first : first + config.batch], config.max_sequence_length)
+                for first in range(0, len(texts), config.batch)
+            ]
+            whole = {name: torch.cat([part[name].cpu() for part in parts]) for name in _NAMES}
+            draft = self._file(shard).with_suffix(".partial")
+            try:
+                save_file(whole, draft, {"fingerprint": self._fingerprint})
+                os.replace(draft, self._file(shard))
+            except (OSError, SafetensorError) as error:
+                draft.unlink(missing_ok=True)
+                raise OSError(
+                    f"encoded prompts could not be written to {self.folder}: {first_line(error)}; "
+                    "make room, and run the same command again: what was finished is kept"
+                ) from error
+
+    def read(self, shard: int) -> dict[str, torch.Tensor]:
+        """The encoded prompts of a shard, as `LoadedModel.encode` gives them, on the CPU."""
+        with safe_open(self._file(shard), framework="pt") as file:
+            # Copied: matrix products may round otherwise on memory that a file's layout left unaligned.
+            return {name: file.get_tensor(name).clone() for name in _NAMES}
+
+    def drop(self, shard: int) -> None:
+        """Remove a shard's file: the shard is in the store."""
+        self._file(shard).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the folder if nothing is left in it."""
+        if self.folder.is_dir() and not any(self.folder.glob("*.safetensors")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _valid(self, shard: int) -> bool:
+        try:
+            with safe_open(self._file(shard), framework="pt") as file:
+                return (file.metadata() or {}).get("fingerprint") == self._fingerprint
+        except (OSError, SafetensorError):
+            return False
+
+    def _file(self, shard: int) -> Path:
+        return self.folder / f"{shard}.safetensors"

@@ -1,0 +1,13 @@
+from .differences import Difference as Difference
+from .differences import check_alike as check_alike
+from .differences import compare_site as compare_site
+from .location import Location as Location
+from .location import first_line as first_line
+from .read import Store as Store
+from .read import open_store as open_store
+from .schema import StoreSpec as StoreSpec
+from .schema import stream_of as stream_of
+from .statistics import Norms as Norms
+from .verify import verify_store as verify_store
+from .write import StoreWriter as StoreWriter
+from .write import create_store as create_store

@@ -1,0 +1,95 @@
+"""Reading many images of a sharded array: several requests at a time, and none that takes a loss for zeros."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from zarr.buffer.cpu import NDBuffer
+
+from harvest.store.location import Location, first_line
+
+_AT_ONCE = 4
+"""Requests at a time."""
+_REQUEST = 16 * 2**20
+"""Bytes of a request to a disk, about."""
+
+
+def gather(
+    array: Any, wanted: np.ndarray, steps: np.ndarray | None = None, *, name: str, place: Location
+) -> np.ndarray:
+    """Read images in any order.
+
+    Args:
+        array: A sharded zarr array [image, step, ...].
+        wanted: Numbers of the images.
+        steps: Places on the second axis, or None for all.
+        name: The array's name in its store.
+        place: Where the store lies.
+
+    Returns:
+        [image, step, ...], in the order of `wanted` and `steps`.
+
+    Raises:
+        ValueError: If what the disk holds of them is damaged, lost or out of reach.
+    """
+    chosen = np.arange(array.shape[1]) if steps is None else steps
+    out = np.empty((len(wanted), len(chosen), *array.shape[2:]), array.dtype)
+    if out.size == 0:
+        return out
+    order = np.argsort(wanted, kind="stable")
+    ranked = wanted[order]
+    chunk = ranked // array.chunks[0]
+    cuts = np.diff(chunk) > 1  # a request for each run of neighbouring chunks
+    if place.path is not None:  # zarr's own buffers are then small, and used again
+        image_bytes = out.nbytes // len(out)
+        together = max(1, _REQUEST // (image_bytes * array.chunks[0]))
+        cuts |= np.diff(chunk // together) > 0
+
+    def fetch(places: np.ndarray) -> None:
+        group = wanted[places]
+        try:
+            _read(array, group, chosen, out, places)
+            _refuse_lost(array, group[~out[places, 0, 0].any(-1)], name, place)
+        except (ValueError, RuntimeError, *place.errors) as error:
+            few = f"image {group[0]}" if len(group) == 1 else f"images {group[0]} to {group[-1]}"
+            raise unreadable(f"{name}, {few},", place, error) from error
+
+    requests = np.split(order, np.flatnonzero(cuts) + 1)
+    with ThreadPoolExecutor(min(_AT_ONCE, len(requests))) as pool:
+        for _ in pool.map(fetch, requests):
+            pass
+    return out
+
+
+def unreadable(what: str, place: Location, error: Exception) -> ValueError:
+    """The error that says which part of a store cannot be read, and what to do."""
+    return ValueError(
+        f"{what} of {place} cannot be read ({first_line(error)}); if it is damaged, "
+        f"`jaxdict inspect {place} --verify` tells what else is"
+    )
+
+
+def _read(
+    array: Any, images: np.ndarray, steps: np.ndarray, out: np.ndarray, places: np.ndarray
+) -> None:
+    """Read images, ascending, by zarr; straight into their places where those are neighbours too."""
+    first, last = int(steps.min()), int(steps.max()) + 1
+    low, high = int(images[0]), int(images[-1]) + 1
+    region = slice(low, high), slice(first, last)
+    in_order = all((np.diff(n) == 1).all() for n in (images, steps, places))
+    if in_order:
+        target = NDBuffer.from_numpy_array(out[places[0] : places[-1] + 1])
+        array.get_basic_selection(region, out=target)
+    else:
+        block = np.asarray(array[region])
+        out[places] = block[(images - low)[:, None], steps - first]
+
+
+def _refuse_lost(array: Any, zeros: np.ndarray, name: str, place: Location) -> None:
+    """Raise ValueError if images that begin with zeros do so because their file is gone."""
+    for shard in np.unique(zeros // array.shards[0]).tolist():
+        key = array.metadata.encode_chunk_key((shard, *(0,) * (array.ndim - 1)))
+        if not place.holds(f"{name}/{key}"):
+            raise ValueError(f"{key} is missing")

@@ -1,0 +1,1 @@
+from .index.arrays import load_index as load_index

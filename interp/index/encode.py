@@ -1,0 +1,174 @@
+"""The one pass over the store: which images at which site, their codes, and how well they rebuild the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from harvest.store import Store
+from interp.config import IndexConfig
+from interp.index.gather import Gatherer
+from steer.coder import Coder, Codes
+
+
+class Selection(NamedTuple):
+    """The rows that an index is made of.
+
+    Attributes:
+        store: an open store.
+        site: which site of it.
+        images: int64, images to read, rising.
+        steps: int64, indices into the captured steps.
+        tokens: tokens of an image.
+    """
+
+    store: Store
+    site: str
+    images: np.ndarray
+    steps: np.ndarray
+    tokens: int
+
+
+def select(config: IndexConfig, coder: Coder, store: Store) -> Selection:
+    """The rows to read.
+
+    Raises:
+        ValueError: the store has no such site, width or step, no finished image in the split, or only
+            a sample of each image's tokens.
+    """
+    if store.sampled:
+        raise ValueError(
+            f"expected a store that keeps every token of an image, but {store.path} keeps a sample: "
+            "heat maps need them all; harvest without --tokens-per-image"
+        )
+    site = _choose_site(config, coder, store)
+    images = _choose_images(config, store)
+    _, total_steps, tokens, _ = store.shape(site)
+    steps = np.asarray(config.steps or range(total_steps), np.int64)
+    if steps.max() >= total_steps:
+        raise ValueError(
+            f"--steps: expected indices below {total_steps}, the steps of the store, got {steps.max()}"
+        )
+    return Selection(store, site, images, steps, tokens)
+
+
+def _choose_site(config: IndexConfig, coder: Coder, store: Store) -> str:
+    """The site to read, checked against the store and the dictionary's width."""
+    site = config.site or str(coder.dictionary.card.get("site") or "")
+    if site not in store.sites:
+        raise ValueError(
+            f"--site: expected a site of the store ({', '.join(store.sites)}), got {site!r}; "
+            "harvest that site or name another"
+        )
+    width = store.shape(site)[-1]
+    if width != coder.d:
+        raise ValueError(
+            f"--dictionary: expected d = {width}, the width of {site} in {config.store}, got d = {coder.d}; "
+            "give the store the dictionary was trained on"
+        )
+    return site
+
+
+def _choose_images(config: IndexConfig, store: Store) -> np.ndarray:
+    """The images to read, rising; a seeded sample when the split has more than asked for."""
+    images = store.indices(config.split)
+    if not len(images):
+        raise ValueError(
+            f"--split: expected finished images in the {config.split} split of {config.store}, found none; "
+            "harvest more images or give --split all"
+        )
+    if config.images and len(images) > config.images:
+        rng = np.random.default_rng(config.seed)
+        images = np.sort(rng.choice(images, config.images, replace=False))
+    return np.asarray(images, np.int64)
+
+
+def encode(
+    config: IndexConfig, coder: Coder, selection: Selection, fit: Fit
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Codes of the images in order, a batch at a time: indices and values [b, steps, tokens, k]."""
+    store, site, images, steps, tokens = selection
+    size = max(1, config.batch // (len(steps) * tokens))
+    chosen = steps if config.steps else None
+    rebuilt = _rebuilt_site(coder, selection)
+    with tqdm(total=len(images), desc="encode", unit="image") as bar:
+        for low in range(0, len(images), size):
+            batch = images[low : low + size]
+            x = torch.from_numpy(store.read(site, images=batch, steps=chosen))
+            x = x.reshape(-1, coder.d).to(coder.device)
+            with torch.inference_mode():
+                codes = coder.encode(x)
+                if rebuilt == site:
+                    fit.add(coder, x, codes)
+                elif rebuilt is not None:
+                    y = torch.from_numpy(store.read(rebuilt, images=batch, steps=chosen))
+                    fit.add(coder, y.reshape(-1, coder.d_out).to(coder.device), codes)
+            shape = (len(batch), len(steps), tokens, -1)
+            yield (
+                codes.indices.cpu().numpy().astype(np.int32).reshape(shape),
+                codes.values.float().cpu().numpy().reshape(shape),
+            )
+            bar.update(len(batch))
+
+
+def _rebuilt_site(coder: Coder, selection: Selection) -> str | None:
+    """The site whose rows the codes rebuild; None for a transcoder's target that the store has not got."""
+    if not coder.dictionary.transcoder:
+        return selection.site
+    store, target = selection.store, coder.dictionary.card["target"]
+    fits = target in store.sites and store.shape(target)[2:] == (selection.tokens, coder.d_out)
+    return target if fits else None
+
+
+class Fit:
+    """How well the dictionary rebuilds its rows, a transcoder its target's: raw FVU, from sums in float64.
+
+    FVU = sum ||x - x_hat||^2 / sum ||x - mean||^2
+    """
+
+    def __init__(self, d: int) -> None:
+        """Start with no rows of width d, the width that is rebuilt."""
+        self.count = 0
+        self.first = torch.zeros(d, dtype=torch.float64)
+        self.second = torch.zeros(d, dtype=torch.float64)
+        self.error = 0.0
+
+    def add(self, coder: Coder, x: torch.Tensor, codes: Codes) -> None:
+        """Take rows x [n, d_out], those to rebuild, and the codes that rebuild them."""
+        for rows, indices, values in zip(
+            x.split(4096), codes.indices.split(4096), codes.values.split(4096), strict=True
+        ):
+            exact = rows.double()
+            self.count += len(rows)
+            self.first += exact.sum(0).cpu()
+            self.second += exact.square().sum(0).cpu()
+            residual = exact - coder.decode(Codes(indices, values)).double()
+            self.error += float(residual.square().sum())
+
+    @property
+    def fvu(self) -> float | None:
+        """None when there were no rows, or they do not vary."""
+        spread = float((self.second - self.first.square() / max(self.count, 1)).sum())
+        return self.error / spread if spread > 1e-12 * float(self.second.sum()) else None
+
+
+def spill(
+    file: IO[bytes], gatherer: Gatherer, indices: np.ndarray, values: np.ndarray
+) -> tuple[int, ...]:
+    """Hand a batch of codes on, keep it in a file, and return its shape."""
+    gatherer.add(indices, values)
+    file.write(np.ascontiguousarray(indices).data)
+    file.write(np.ascontiguousarray(values).data)
+    return indices.shape
+
+
+def unspill(file: IO[bytes], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The next batch of codes of the file, given its shape."""
+    count = 4 * int(np.prod(shape))
+    indices = np.frombuffer(file.read(count), np.int32).reshape(shape)
+    values = np.frombuffer(file.read(count), np.float32).reshape(shape)
+    return indices, values

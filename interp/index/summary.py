@@ -1,0 +1,71 @@
+"""The summary of an index: how many features live, and what the best of them tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from interp.index import ground_truth
+from interp.index.gather import Gatherer
+
+
+def summarize(
+    gatherer: Gatherer,
+    scores: ground_truth.Scores,
+    tags: list[tuple[str, str]],
+    *,
+    fvu: float | None,
+) -> dict[str, Any]:
+    """The numbers of summary.json: what the index found, in short."""
+    alive = int((gatherer.maximum > 0).sum())
+    attributes: dict[str, dict[str, Any]] = {}
+    for place, (attribute, value) in enumerate(tags):
+        feature = int(scores.tag_feature[place])
+        entry = {
+            "feature": feature,
+            "auroc_selected": float(scores.selected[feature, place]),
+            "auroc": float(scores.reported[feature, place]),
+            "pooling": ground_truth.POOLINGS[scores.pooling[feature, place]],
+            "images": scores.counts[place].tolist(),
+        }
+        attributes.setdefault(attribute, {"median_auroc": 0.0, "tags": {}})["tags"][value] = entry
+    for attribute in attributes.values():
+        found = [entry["auroc"] for entry in attribute["tags"].values()]
+        attribute["median_auroc"] = float(np.median(found))
+    return {
+        "features": gatherer.m,
+        "alive": alive,
+        "dead_share": 1 - alive / gatherer.m,
+        "images": gatherer.images,
+        "rows": gatherer.rows,
+        "fvu": fvu,
+        "l0": float(gatherer.active.sum() / max(1, gatherer.rows)),
+        "attributes": attributes,
+        "clearest": _clearest(scores, tags),
+    }
+
+
+def _clearest(
+    scores: ground_truth.Scores, tags: list[tuple[str, str]], count: int = 5
+) -> list[Any]:
+    """The first features in the order of the choosing half, each with another tag than those before it."""
+    result, seen = [], set()
+    for feature in scores.order:
+        place = int(scores.best_tag[feature])
+        if place < 0 or place in seen:
+            continue
+        seen.add(place)
+        attribute, value = tags[place]
+        result.append(
+            {
+                "feature": int(feature),
+                "attribute": attribute,
+                "value": value,
+                "auroc_selected": float(scores.selected[feature, place]),
+                "auroc": float(scores.reported[feature, place]),
+            }
+        )
+        if len(result) == count:
+            break
+    return result

@@ -1,0 +1,135 @@
+"""The verb `interp report`: a feature index as web pages that need no network and no server."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tqdm import tqdm
+
+from harvest.store import Store, open_store
+from interp.config import ReportConfig
+from interp.folder import check_free, replaced
+from interp.index import FeatureIndex, load_index
+from interp.report import charts
+from interp.report.gallery import Gallery
+from interp.report.pages import describe, kind_name, overview
+
+FORMAT = "jaxdict-report"
+VERSION = 1
+MARKER = "report.json"
+_NAMES = (MARKER, "index.html", "features", "assets")
+_NEUTRAL = {
+    **{"red": "#dc2828", "orange": "#f28c1e", "yellow": "#f0cf32", "green": "#2da046"},
+    **{"cyan": "#3cc8d7", "blue": "#2d50d7", "purple": "#8c3cb4", "pink": "#f5bccd"},
+    **{"white": "#f6f5f2", "gray": "#84868a", "black": "#161619", "cream": "#eed8aa"},
+    **{"navy": "#1b2a52", "brown": "#7a4a28"},
+}
+"""Tag values that are shown with a swatch of their colour."""
+
+
+def write_report(config: ReportConfig) -> dict[str, Any]:
+    """Write the overview and the pages of the clearest features as a folder of static files.
+
+    Args:
+        config: the index, and what to draw of it.
+
+    Returns:
+        {"report": path of index.html, "pages": feature pages written, "features": all features}.
+
+    Raises:
+        FileNotFoundError: no such index.
+        FileExistsError: `config.out` holds something other than a report.
+        ValueError: the index is damaged, or the store is not the one that was indexed.
+    """
+    check_free(config.out, marker=MARKER, names=_NAMES)
+    index = load_index(config.index)
+    store = _store(config, index)
+    features = choose_features(index, config.features)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": charts.number, "percent": charts.percent, "swatch": _swatch}
+    with replaced(config.out, marker=MARKER, names=_NAMES) as folder:
+        (folder / "features").mkdir()
+        gallery = Gallery(index, store, folder, size=config.size, soft=config.heat == "soft")
+        gallery.load(_images(index, features))
+        shared = {"site": index.facts["site"], "kind": kind_name(index), "facts": index.facts}
+        page = environment.get_template("feature.html")
+        for place, feature in enumerate(tqdm(features, desc="pages", unit="page")):
+            near = {
+                "previous": features[place - 1] if place else None,
+                "next": features[place + 1] if place + 1 < len(features) else None,
+                "place": place + 1,
+                "pages": len(features),
+            }
+            text = page.render(shared | near | describe(index, store, gallery, feature))
+            (folder / "features" / f"{feature}.html").write_text(text, encoding="utf-8")
+        text = environment.get_template("overview.html").render(
+            shared | overview(index, store, gallery, features)
+        )
+        (folder / "index.html").write_text(text, encoding="utf-8")
+        marker = {"format": FORMAT, "version": VERSION, "pages": len(features)}
+        marker["config"] = {"verb": "interp report", **dataclasses.asdict(config)}
+        marked = json.dumps(marker, indent=2, default=str, ensure_ascii=False) + "\n"
+        (folder / MARKER).write_text(marked, encoding="utf-8")
+    print(f"report with {len(features)} feature pages: {config.out / 'index.html'}")
+    return {
+        "report": str(config.out / "index.html"),
+        "pages": len(features),
+        "features": index.m,
+    }
+
+
+def choose_features(index: FeatureIndex, limit: int) -> list[int]:
+    """Features that get a page, clearest first: the best feature of each tag, then the clearest others.
+
+    Args:
+        index: the feature index.
+        limit: pages at most; 0 means every live feature.
+    """
+    alive = [int(feature) for feature in index.order if index.alive[feature]]
+    if not limit or len(alive) <= limit:
+        return alive
+    first = {int(feature) for feature in index.tag_feature}
+    ranked = [f for f in alive if f in first] + [f for f in alive if f not in first]
+    chosen = set(ranked[:limit])
+    return [feature for feature in alive if feature in chosen]
+
+
+def _store(config: ReportConfig, index: FeatureIndex) -> Store:
+    """The store that was indexed, found beside the index or where the config says."""
+    known = index.facts["store"]
+    path = config.store or (config.index / known["path"])
+    try:
+        store = open_store(path)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"--store: expected the indexed activation store at {path}: {error}"
+        ) from None
+    if store.fingerprint != known["fingerprint"]:
+        raise ValueError(
+            f"--store: expected the store with fingerprint {known['fingerprint'][:12]}, got "
+            f"{store.fingerprint[:12]} at {path}; give the store that was indexed, or index this one"
+        )
+    return store
+
+
+def _images(index: FeatureIndex, features: list[int]) -> set[int]:
+    """Every image that the pages show."""
+    images = set(index.example_image[features].reshape(-1).tolist())
+    if index.facts["store"]["trained_on"]:
+        images |= set(index.source[features, 0].tolist())
+    return images - {-1}
+
+
+def _swatch(value: str) -> str:
+    """A CSS colour for the names of colours, else an empty text."""
+    return _NEUTRAL.get(value.lower(), "")

@@ -1,0 +1,9 @@
+from .codes import Codes as Codes
+from .codes import combine as combine
+from .codes import decode as decode
+from .codes import sort_slots as sort_slots
+from .kernels import gather_rows as gather_rows
+from .kernels import inner_products as inner_products
+from .kernels import scatter_rows as scatter_rows
+from .topk import top_k as top_k
+from .topk import whole_top_k as whole_top_k

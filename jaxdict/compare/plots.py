@@ -1,0 +1,155 @@
+"""Heat maps of similarities: all dictionaries, group against group, and the groups themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdict.compare.groups import Groups
+from jaxdict.tables import some
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_WRITTEN = 10
+"""Dictionaries up to which numbers are written into the cells."""
+_MOST_TICKS = 24
+_LETTER = 0.085
+"""Inches that a letter of a name takes, at most."""
+_WRONG = "#d62728"
+
+
+def draw(
+    out: Path,
+    names: Sequence[str],
+    sites: Sequence[str],
+    groups: Groups,
+    measures: Mapping[str, np.ndarray],
+    between: Mapping[str, np.ndarray],
+) -> list[Path] | None:
+    """Draw the heat maps, a panel a measure.
+
+    Args:
+        out: folder.
+        names: of the dictionaries.
+        sites: of the dictionaries.
+        groups: which dictionary belongs where; members of a group lie side by side.
+        measures: title -> similarity, float64 [member, member], NaN where there is none.
+        between: title -> mean similarity at the same site, float64 [group, group].
+
+    Returns:
+        The pictures: similarity.png; matching.png of two groups, or matching-1-2.png and so on of
+        several; groups.png of three groups or more. None without matplotlib.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        return None
+    edges = [int(i) for i in np.flatnonzero(np.diff(groups.of)) + 1]
+    square = _figure(measures, names, names, "Similarity of ITDA dictionaries")
+    for axes, values in zip(square.axes, measures.values(), strict=True):
+        off = np.where(np.eye(len(names), dtype=bool), np.nan, values)
+        _map(axes, values, _highest(off), names, names)
+        for edge in edges:
+            axes.axhline(edge - 0.5, color="white", lw=1.5)
+            axes.axvline(edge - 0.5, color="white", lw=1.5)
+    pictures = [_save(square, out / "similarity.png")]
+    pairs = list(combinations(range(len(groups.names)), 2))
+    for a, b in pairs:
+        rows, columns = (np.flatnonzero(groups.of == group) for group in (a, b))
+        title = f"{groups.names[a]} (rows) and {groups.names[b]} (columns)"
+        y, x = ([sites[i] for i in chosen.tolist()] for chosen in (rows, columns))
+        figure = _figure(measures, y, x, title)
+        for axes, values in zip(figure.axes, measures.values(), strict=True):
+            part = values[np.ix_(rows, columns)]
+            _map(axes, part, _highest(part), y, x)
+            _mark_best(axes, part, y, x)
+        figure.supxlabel(
+            "framed: the most similar of the row (red: another site)", fontsize=9, color="#555555"
+        )
+        name = "matching.png" if len(pairs) == 1 else f"matching-{a + 1}-{b + 1}.png"
+        pictures.append(_save(figure, out / name))
+    if len(groups.names) > 2:
+        title = "Groups: mean similarity at the same site"
+        figure = _figure(between, groups.names, groups.names, title)
+        for axes, values in zip(figure.axes, between.values(), strict=True):
+            off = np.where(np.eye(len(groups.names), dtype=bool), np.nan, values)
+            _map(axes, values, _highest(off), groups.names, groups.names)
+        pictures.append(_save(figure, out / "groups.png"))
+    return pictures
+
+
+def _highest(values: np.ndarray) -> float:
+    """Where the colours end: at the largest, or at 1 where there is nothing to tell apart."""
+    known = values[np.isfinite(values)]
+    apart = known.size and np.ptp(known) > 1e-6 and known.max() > 0
+    return float(known.max()) if apart else 1.0
+
+
+def _figure(
+    measures: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str], title: str
+) -> Figure:
+    """A row of panels with titles, and room for the names of rows and columns."""
+    from matplotlib.figure import Figure
+
+    width, height = (float(np.clip(0.42 * len(names), 2.6, 8)) for names in (columns, rows))
+    beside, below = (_LETTER * max(map(len, names)) for names in (rows, columns))
+    size = (len(measures) * (width + beside + 1.2), height + below + 1.4)
+    figure = Figure(figsize=size, layout="compressed")
+    figure.suptitle(title, fontsize=12)
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axes, name in zip(panels, measures, strict=True):
+        axes.set_title(name, fontsize=11)
+    return figure
+
+
+def _map(
+    axes: Axes, values: np.ndarray, highest: float, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """One heat map with its colour bar; what has no value stays white."""
+    image = axes.imshow(values, vmin=0, vmax=highest, cmap="viridis", aspect="equal")
+    figure: Any = axes.figure
+    over = bool((values[np.isfinite(values)] > highest * (1 + 1e-9)).any())
+    figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, extend="max" if over else "neither")
+    x, y = some(len(columns), _MOST_TICKS), some(len(rows), _MOST_TICKS)
+    axes.set_xticks(x, [columns[i] for i in x], fontsize=8, rotation=90)
+    axes.set_yticks(y, [rows[i] for i in y], fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if max(values.shape) > _MOST_WRITTEN:
+        return
+    for i, j in np.argwhere(np.isfinite(values)):
+        dark = values[i, j] < 0.6 * highest
+        text = f"{values[i, j]:.2f}".replace("0.", ".", 1) if values[i, j] < 0.995 else "1"
+        colour = "white" if dark else "black"
+        axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+
+
+def _mark_best(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A frame around the most similar cell of each row, red where it is of another site."""
+    from matplotlib.patches import Rectangle
+
+    for i, row in enumerate(values):
+        if not np.isfinite(row).any():
+            continue
+        j = int(np.nanargmax(row))
+        right = rows[i] == columns[j]
+        axes.add_patch(
+            Rectangle(
+                (j - 0.45, i - 0.45), 0.9, 0.9, fill=False, lw=1.8, ec="white" if right else _WRONG
+            )
+        )
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write at once: the picture is the old one or the new one, never half of it."""
+    draft = path.with_name(f".{path.name}.new")
+    figure.savefig(draft, dpi=130, format="png")
+    os.replace(draft, path)
+    return path

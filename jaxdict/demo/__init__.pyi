@@ -1,0 +1,1 @@
+from .demo import DemoConfig as DemoConfig

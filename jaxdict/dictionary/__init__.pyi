@@ -1,0 +1,13 @@
+from .arrays import ENCODER_KINDS as ENCODER_KINDS
+from .arrays import Dictionary as Dictionary
+from .coder import decode as decode
+from .coder import encode as encode
+from .files import CARD_FILE as CARD_FILE
+from .files import FORMAT as FORMAT
+from .files import TENSORS_FILE as TENSORS_FILE
+from .files import VERSION as VERSION
+from .files import load_dictionary as load_dictionary
+from .files import read_facts as read_facts
+from .files import refuse_foreign as refuse_foreign
+from .files import save_dictionary as save_dictionary
+from .files import whole_folder as whole_folder

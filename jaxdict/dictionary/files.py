@@ -1,0 +1,247 @@
+"""The dictionary artefact: one folder that holds everything needed to encode and decode.
+
+A dictionary is a folder with two files, readable without this package:
+
+* `dictionary.safetensors`: the tensors (`atoms`, `bias`, `encoder`, ...), no pickle anywhere;
+* `card.json`: kind, d, m, k, site, metrics, config, versions, where atoms came from; for a
+  transcoder also target and d_out.
+
+It acts on **raw** activations x [n, d]. For the kinds with an encoder every normalization is folded
+into the tensors, and `jaxdict.dictionary.arrays` says what they mean; for kind `itda` it is kept beside
+the atoms, because pursuit runs in the normalized space:
+
+    z = (x - mean) * transform        (or (x - mean) @ transform for a [d, d] transform)
+    x = z * inverse + mean            (or z @ inverse + mean)
+
+An itda dictionary with a target runs pursuit on `encoder` (unit rows of the site it reads) and rebuilds
+the target's rows from `atoms` with the same codes: y = (sum_j e_j atoms_j) * inverse + bias.
+
+Version 1 had the kinds topk and itda only; version 2 added `threshold` and transcoders.
+
+Only numpy and safetensors are imported here: this file is on the ground floor of the house.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxdict.dictionary.arrays import ENCODER_KINDS, KINDS, TENSORS, Dictionary, check
+
+__all__ = [
+    "ENCODER_KINDS",
+    "FORMAT",
+    "KINDS",
+    "VERSION",
+    "Dictionary",
+    "load_dictionary",
+    "read_facts",
+    "refuse_foreign",
+    "save_dictionary",
+    "whole_folder",
+]
+
+FORMAT = "jaxdict-dictionary"
+VERSION = 2
+TENSORS_FILE = "dictionary.safetensors"
+CARD_FILE = "card.json"
+
+
+def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Path:
+    """Write a dictionary folder, all of it or nothing.
+
+    A dictionary that is already there is replaced; anything else that is there is left alone.
+
+    Args:
+        dictionary: what to write.
+        path: the folder to make.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        FileExistsError: `path` is a file, or a non-empty folder that is not a dictionary.
+        ValueError: the card cannot be written as JSON, or contradicts the tensors.
+    """
+    target = Path(path)
+    refuse_foreign(target)
+    check(dictionary)
+    text = _card_text(dictionary)
+    tensors = {
+        name: np.ascontiguousarray(value)
+        for name in TENSORS
+        if (value := getattr(dictionary, name)) is not None
+    }
+    with whole_folder(target) as folder:
+        save_file(tensors, folder / TENSORS_FILE, {"format": FORMAT, "version": str(VERSION)})
+        (folder / CARD_FILE).write_text(text, encoding="utf-8")
+        for file in folder.iterdir():
+            file.chmod(0o644)
+    return target
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that takes its place when the block ends well.
+
+    If the block raises, the temporary folder is removed and `target` is left as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            # os.replace cannot put a folder over a non-empty one: step the old one aside first.
+            aside = temporary.with_suffix(".old")
+            os.replace(target, aside)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                os.replace(aside, target)
+                raise
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_dictionary(path: str | os.PathLike[str]) -> Dictionary:
+    """Read a dictionary folder and check all of it.
+
+    Args:
+        path: a folder written by `save_dictionary`.
+
+    Returns:
+        The dictionary; its `card` also holds kind, d, m and k, and d_out if it is a transcoder.
+
+    Raises:
+        FileNotFoundError: no such folder, or one of its two files is missing.
+        ValueError: not a dictionary, written by a newer version, damaged, or inconsistent.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "nothing"
+        raise FileNotFoundError(
+            f"expected a dictionary folder at {folder}, found {what}; "
+            "give the folder that `jaxdict export` made"
+        )
+    for name in (CARD_FILE, TENSORS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"expected {name} in {folder}, found none: this is not a dictionary folder; "
+                "make one with `jaxdict export RUN --out FOLDER`"
+            )
+    card = read_facts(folder / CARD_FILE, format=FORMAT, version=VERSION)
+    tensors = _read_tensors(folder / TENSORS_FILE)
+    k = card.get("k")
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise ValueError(f"{folder / CARD_FILE}: expected an integer k, got {k!r}")
+    if "atoms" not in tensors:
+        raise ValueError(
+            f"{folder / TENSORS_FILE}: expected a tensor atoms, found {_list(tensors)}"
+        )
+    try:
+        dictionary = Dictionary(kind=card.get("kind", ""), k=k, card=card, **tensors)
+        _card_facts(dictionary)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; export the run again") from None
+    return dictionary
+
+
+def _card_facts(x: Dictionary) -> dict[str, Any]:
+    """The facts that the card repeats; ValueError when the card says something else."""
+    facts: dict[str, Any] = {"kind": x.kind, "d": x.d, "m": x.m, "k": int(x.k)}
+    if x.transcoder:
+        facts["d_out"] = x.d_out
+    for key, value in facts.items():
+        said = x.card.get(key, value)
+        if said != value:
+            raise ValueError(f"card: expected {key} = {value!r} as in the tensors, got {said!r}")
+    return facts
+
+
+def _card_text(x: Dictionary) -> str:
+    """The card as JSON text: format and facts first, then what the maker put in."""
+    card = {"format": FORMAT, "version": VERSION, **_card_facts(x)}
+    card |= {key: value for key, value in x.card.items() if key not in card}
+    try:
+        text = json.dumps(card, indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"card: expected JSON values (null if unknown), got {error}") from None
+    return text + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What json cannot write itself: numpy values, paths, dataclasses."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} {value!r}")
+
+
+def read_facts(file: Path, *, format: str, version: int) -> dict[str, Any]:
+    """What a JSON file says beside its format and version, which are checked: up to `version`.
+
+    Raises:
+        ValueError: damaged, of another format, or of a newer version.
+    """
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected JSON, found a damaged file ({error})") from None
+    found = facts.pop("format", None) if isinstance(facts, dict) else None
+    if found != format:
+        raise ValueError(f"{file}: expected format {format!r}, got {found!r}")
+    written = facts.pop("version", None)
+    if not isinstance(written, int) or not 1 <= written <= version:
+        raise ValueError(
+            f"{file}: expected version 1 to {version}, got {written!r}; install a newer jaxdict"
+        )
+    return facts
+
+
+def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the file; an unknown name is an error."""
+    try:
+        with safe_open(file, framework="np") as reader:
+            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError) as error:
+        raise ValueError(f"{file}: expected safetensors, found a damaged file ({error})") from None
+    unknown = set(tensors) - set(TENSORS)
+    if unknown:
+        raise ValueError(f"{file}: expected tensors among {_list(TENSORS)}, found {_list(unknown)}")
+    return tensors
+
+
+def refuse_foreign(target: Path) -> None:
+    """FileExistsError unless target is free, empty, or already a dictionary."""
+    if target.is_dir():
+        names = {entry.name for entry in target.iterdir()}
+        if names and names != {CARD_FILE, TENSORS_FILE}:
+            other = _list(names - {CARD_FILE, TENSORS_FILE})
+            raise FileExistsError(
+                f"expected a free place or a dictionary at {target}, found other things ({other}); "
+                "give another folder"
+            )
+    elif target.exists() or target.is_symlink():
+        raise FileExistsError(f"expected a folder to write, found a file at {target}")
+
+
+def _list(names: Any) -> str:
+    return ", ".join(sorted(names)) or "nothing"

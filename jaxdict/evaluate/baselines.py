@@ -1,0 +1,110 @@
+"""What a dictionary has to beat, on the same rows: the training mean, PCA, and a random dictionary.
+
+    mean     x_hat = mean of training rows
+    PCA-k    x_hat = mean + V_k V_k^T (x - mean), V_k the first k eigenvectors of the covariance of
+             training rows
+    random   m unit atoms drawn from a Gaussian in standardized space, k of them a row by gradient
+             pursuit
+
+PCA-k spends as many numbers a row as a dictionary with k active atoms, but always the same k
+directions. The random dictionary has all of a dictionary's freedom to choose, and learned nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxdict.dictionary import Dictionary
+from jaxdict.metrics import BatchReport, Measurement, batch_sums, measure_blocks, row_sums
+from jaxdict.pursuit.atoms import PRECISION
+from jaxdict.rows import Source, floats, image_rows, normalization
+
+_FLOOR = 1e-6
+
+
+class Fitted(NamedTuple):
+    """What was learned from training rows, in float64.
+
+    Attributes:
+        mean: [d].
+        std: [d], standard deviations; at least 1e-3 of their root mean square.
+        vectors: [d, d], eigenvectors of the covariance as columns, the largest eigenvalue first.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    vectors: np.ndarray
+
+
+def fit(train: Source) -> Fitted:
+    """Mean, standard deviations and principal components of rows, streaming, in float64.
+
+    Args:
+        train: rows of the training split.
+
+    Raises:
+        ValueError: rows that are not finite, or all alike.
+    """
+    fitted = normalization.fit(lambda: image_rows(train.blocks()), "whiten", floor=1e-12)
+    variance = np.square(fitted.inverse).sum(0)
+    std = np.sqrt(np.maximum(variance, _FLOOR * variance.mean()))
+    return Fitted(fitted.mean, std, fitted.transform / np.linalg.norm(fitted.transform, axis=0))
+
+
+def measure_pca(
+    fitted: Fitted, source: Source, components: int, *, batch: int = 4096
+) -> Measurement:
+    """How far the first principal components of the training rows go.
+
+    Args:
+        fitted: to training rows of the same site.
+        source: rows to measure on.
+        components: how many; 0 is the training mean alone, more than the width means all.
+        batch: rows at a time.
+    """
+    mean = jnp.asarray(fitted.mean, jnp.float32)
+    vectors = jnp.asarray(fitted.vectors[:, :components], jnp.float32)
+
+    def report(bits: np.ndarray, weight: np.ndarray) -> BatchReport:
+        return _report(jnp.asarray(floats(bits)), jnp.asarray(weight), mean, vectors)
+
+    return measure_blocks(source.blocks(), source.steps, report, batch=batch)
+
+
+@jax.jit
+def _report(x: Array, weight: Array, mean: Array, vectors: Array) -> BatchReport:
+    along = jnp.dot(x - mean, vectors, precision=PRECISION)
+    x_hat = jnp.dot(along, vectors.T, precision=PRECISION) + mean
+    sums = batch_sums(x, x_hat, weight, mean)
+    return BatchReport(sums, None, jnp.zeros(1), row_sums(None, x, x_hat, weight))
+
+
+def random_dictionary(fitted: Fitted, m: int, k: int, *, seed: int = 0) -> Dictionary:
+    """A dictionary that has learned nothing but the mean and spread of each dimension.
+
+    Args:
+        fitted: to training rows of the site it is for.
+        m: atoms.
+        k: active atoms a row.
+        seed: of the atoms.
+
+    Returns:
+        Kind itda: Gaussian atoms of unit norm in standardized space, encoded by gradient pursuit,
+        so that the numbers are what random atoms can do and not what a poor encoder can.
+    """
+    atoms = np.random.default_rng(seed).standard_normal((m, len(fitted.mean)), np.float32)
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    mean, std = fitted.mean.astype(np.float32), fitted.std.astype(np.float32)
+    return Dictionary(
+        *("itda", k, atoms),
+        mean=mean,
+        transform=1 / std,
+        inverse=std,
+        typical=np.zeros(m, np.float32),
+        card={"made": f"random, seed {seed}"},
+    )

@@ -1,0 +1,145 @@
+"""`jaxdict export`: a run becomes a dictionary that acts on raw rows.
+
+With z = (x - mean) T and x = z R + mean (T, R diagonal or full), an autoencoder in z,
+
+    e = TopK(ReLU(pre) where pre > threshold),   pre = W (z - b) + c,   z_hat = A^T e + b_out,
+
+(b_out = b, except in a transcoder) is the same function of raw rows as one with
+
+    W' = W T^T,   c' = c - W b - W' mean,   A' = A R_out,   b' = b_out R_out + mean_out
+
+and the same thresholds, because ReLU, thresholds and TopK see the same numbers. R_out and mean_out
+belong to the rows that are rebuilt: the same normalization, or in a transcoder its target's. The
+folding is done in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdict.dictionary import Dictionary, coder
+from jaxdict.rows import Normalization, Source, denormalize, floats, normalize, to_device
+from jaxdict.sae import SAEParams, kinds
+
+
+def fold(
+    params: SAEParams,
+    normalization: Normalization,
+    k: int,
+    *,
+    kind: str = "topk",
+    target: Normalization | None = None,
+    target_site: str | None = None,
+) -> Dictionary:
+    """Fold a normalization into an autoencoder of any kind, exactly (see the top of this file).
+
+    Args:
+        params: the autoencoder in normalized space.
+        normalization: the map of the rows it reads.
+        k: slots kept a row.
+        kind: one of `jaxdict.dictionary.files.ENCODER_KINDS`.
+        target: of a transcoder, the map of the rows it rebuilds.
+        target_site: of a transcoder, the site it rebuilds, for the dictionary's card.
+
+    Returns:
+        A dictionary on raw rows; its `typical` is still zero, its card empty but for `target`.
+
+    Raises:
+        ValueError: one of `target` and `target_site` without the other; a threshold that the kind
+            has not, or lacks.
+    """
+    if (target is None) != (not target_site):
+        raise ValueError(
+            "expected both target and target_site (a transcoder) or neither, got "
+            f"{'no target' if target is None else 'no target_site'}; give both"
+        )
+    encoder, encoder_bias, atoms, bias = (np.asarray(leaf, np.float64) for leaf in params[:4])
+    raw_encoder = _times(encoder, normalization.transform.T)
+    raw_encoder_bias = encoder_bias - encoder @ bias - raw_encoder @ normalization.mean
+    out = normalization if target is None else target
+    out_bias = bias if params.out_bias is None else np.asarray(params.out_bias, np.float64)
+    raw_atoms = _times(atoms, out.inverse)
+    raw_bias = _times(out_bias, out.inverse) + out.mean
+    f32 = (x.astype(np.float32) for x in (raw_atoms, raw_bias, raw_encoder, raw_encoder_bias))
+    threshold = params.threshold
+    return Dictionary(
+        kind,
+        k,
+        *f32,
+        threshold=None if threshold is None else np.asarray(threshold, np.float32),
+        typical=np.zeros(len(atoms), np.float32),
+        card={"target": target_site} if target_site else {},
+    )
+
+
+def _times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Rows times a diagonal [d] or full [d, d] matrix."""
+    return rows * matrix if matrix.ndim == 1 else rows @ matrix
+
+
+def folding_error(
+    dictionary: Dictionary,
+    params: SAEParams,
+    normalization: Normalization,
+    rows: Source,
+    *,
+    target: Normalization | None = None,
+    target_rows: Source | None = None,
+    batch: int = 4096,
+) -> dict[str, Any]:
+    """How far the folded dictionary is from the model it was folded from, both in float32.
+
+    Args:
+        dictionary: on raw rows, of any kind with an encoder.
+        params: the model in normalized space.
+        normalization: between the two, of the rows that are read.
+        rows: where to compare; at most 8 batches are.
+        target: of a transcoder, the normalization of the rows it rebuilds.
+        target_rows: of a transcoder, those rows, of the same images and steps.
+        batch: rows at a time.
+
+    Returns:
+        rows; relative, sqrt(sum ||y_hat' - y_hat||^2 / sum ||y - mean||^2) for raw rows y that are
+        rebuilt (those that are read, or a transcoder's target's); same_features, share of active
+        slots that hold the same feature (two features within rounding of each other at the k-th
+        place may change places, one within rounding of its threshold may be lost).
+    """
+    space, out = to_device(normalization), to_device(target or normalization)
+    far, spread, same, active, count = 0.0, 0.0, 0, 0, 0
+    center = _raw_mean(target or normalization)
+    some = rows.spread(8 * batch)
+    for images, bits in some.blocks():
+        every = floats(bits)
+        rebuilt = every if target_rows is None else floats(target_rows.read(images))
+        for start in range(0, len(every), batch):
+            x = jnp.asarray(every[start : start + batch])
+            codes = kinds.encode(params, normalize(space, x), int(dictionary.k))
+            y_hat = denormalize(out, kinds.decode(params, codes))
+            folded = coder.encode(dictionary, x)
+            again = coder.decode(dictionary, folded)
+            y = rebuilt[start : start + batch]
+            far += float(np.square(np.asarray(again - y_hat, np.float64)).sum())
+            spread += float(np.square(np.asarray(y, np.float64) - center).sum())
+            count += len(x)
+            for one, other in zip(*map(_active, (codes, folded)), strict=True):
+                same += len(one & other)
+                active += max(len(one), len(other))
+    return {
+        "rows": count,
+        "relative": float(np.sqrt(far / spread)) if spread else 0.0,
+        "same_features": same / active if active else 1.0,
+    }
+
+
+def _raw_mean(normalization: Normalization) -> np.ndarray:
+    """Mean of the rows a normalization was fitted on, raw: float64 [d]."""
+    return normalization.mean + _times(normalization.center, normalization.inverse)
+
+
+def _active(codes: Any) -> list[set[int]]:
+    """Active features of each row."""
+    indices, values = np.asarray(codes.indices), np.asarray(codes.values)
+    return [set(i[v != 0].tolist()) for i, v in zip(indices, values, strict=True)]

@@ -1,0 +1,196 @@
+"""`jaxdict prune`: a smaller dictionary out of a large one, and the held-out error that costs.
+
+Use is measured on training rows with the dictionary's own encoder. Atoms go in three ways, in this
+order, of which any may be asked for:
+
+    --unused    never active
+    --merge c   cosine above c with an atom that is used more, which stands for both
+    --keep N    the least energy, sum over rows of value_j^2 ||atom_j||^2, until N are left
+
+Any kind is pruned; what is left is encoded anew (pursuit, or the encoder's rows that are left), so
+that other atoms take over part of what was dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from harvest.store import Store, open_store
+from jaxdict.dictionary import Dictionary, load_dictionary, refuse_foreign, save_dictionary
+from jaxdict.evaluate import check_width, target_rows
+from jaxdict.export.config import PruneConfig
+from jaxdict.itda import labels
+from jaxdict.metrics import Usage, feature_usage, measure_dictionary, typical
+from jaxdict.rows import Source, source_of
+from jaxdict.tables import print_table
+
+_BLOCK = 2048
+
+
+def merged(dictionary: Dictionary, used: Usage, cosine: float) -> np.ndarray:
+    """Which atoms stay when near-duplicates are merged into the one that is used most.
+
+    Atoms are taken by falling energy; one stays unless its cosine with an atom that stays is above
+    `cosine`. Where a dictionary has an encoder too, both cosines have to be above it.
+
+    Args:
+        dictionary: any kind.
+        used: its atoms' energy.
+        cosine: in (0, 1).
+
+    Returns:
+        Atoms that stay, ascending: int64 [kept].
+    """
+    order = np.argsort(-used.energy, kind="stable")
+    tables = [_unit(dictionary.atoms)]
+    if dictionary.encoder is not None:
+        tables.append(_unit(dictionary.encoder))
+    kept = np.zeros(0, np.int64)
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        free = np.ones(len(block), bool)
+        for first in range(0, len(kept), _BLOCK):
+            near = _near(tables, block, kept[first : first + _BLOCK], cosine)
+            free &= ~near.any(1)
+        inner = _near(tables, block, block, cosine)
+        for place in range(len(block)):
+            if free[place]:
+                free[place + 1 :] &= ~inner[place, place + 1 :]
+        kept = np.concatenate([kept, block[free]])
+    return np.sort(kept)
+
+
+def _near(
+    tables: list[np.ndarray], some: np.ndarray, others: np.ndarray, cosine: float
+) -> np.ndarray:
+    """Whether the cosine is above `cosine` in every table: bool [some, others]."""
+    return np.logical_and.reduce([table[some] @ table[others].T > cosine for table in tables])
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def part(dictionary: Dictionary, keep: np.ndarray) -> Dictionary:
+    """The dictionary of some of the atoms, in their order, with their sources and labels.
+
+    Args:
+        dictionary: any kind.
+        keep: int [kept], which atoms.
+
+    Returns:
+        It; k is at most the number of atoms where the kind has an encoder.
+
+    Raises:
+        ValueError: no atom is kept.
+    """
+    if not len(keep):
+        raise ValueError("expected at least one atom that stays, got none; prune less")
+    changes: dict[str, Any] = {}
+    for name in ("atoms", "encoder", "encoder_bias", "threshold", "typical", "source"):
+        value = getattr(dictionary, name)
+        if value is not None:
+            changes[name] = value[keep]
+    card = {name: v for name, v in dictionary.card.items() if name not in ("m", "k", "d", "d_out")}
+    if dictionary.source is not None and "sources" in card:
+        card["sources"] = labels.chosen(card["sources"], dictionary.source, keep)
+    k = int(dictionary.k) if dictionary.kind == "itda" else min(int(dictionary.k), len(keep))
+    return dataclasses.replace(dictionary, k=k, card=card, **changes)
+
+
+def prune(config: PruneConfig) -> dict[str, Any]:
+    """Drop atoms, measure what that costs, and write the smaller dictionary.
+
+    Args:
+        config: settings.
+
+    Returns:
+        The new card's `pruned`, with `path`: atoms before and after, each way's count, held-out
+        numbers before and after, and `kept`, the old numbers of the atoms that stay.
+
+    Raises:
+        ValueError: dictionary and store do not fit, or fewer atoms are there than --keep asks for.
+        FileExistsError: --out holds something that is not a dictionary.
+    """
+    dictionary, store = load_dictionary(config.dictionary), open_store(config.store)
+    refuse_foreign(config.out)
+    if config.keep > dictionary.m:
+        raise ValueError(
+            f"--keep: expected at most the {dictionary.m} atoms there are, got {config.keep}; lower it"
+        )
+    site = config.site or str(dictionary.card.get("site", ""))
+    rows = source_of(store, site).spread(config.rows)
+    held = source_of(store, site, split="validation").spread(config.rows)
+    check_width(dictionary, rows)
+    target = _target(dictionary, store, held)
+    before = measure_dictionary(dictionary, held, target=target, name="before").summary()
+
+    used = feature_usage(dictionary, rows)
+    keep, ways = _choose(dictionary, used, config)
+    smaller = part(dictionary, keep)
+    smaller = dataclasses.replace(smaller, typical=typical(smaller, rows))
+    after = measure_dictionary(smaller, held, target=target, name="after").summary()
+    told = {
+        "from": str(config.dictionary),
+        "before": dictionary.m,
+        "after": smaller.m,
+        **ways,
+        "usage_rows": used.rows,
+        "store_fingerprint": store.fingerprint,
+        "heldout_before": before,
+        "heldout_after": after,
+        "kept": keep.tolist(),
+    }
+    history = [*dictionary.card.get("pruning", ()), told]
+    card = smaller.card | {"pruning": history, "metrics": {"split": "validation", **after}}
+    path = save_dictionary(dataclasses.replace(smaller, card=card), config.out)
+    lines = [
+        (name, str(m), *(f"{numbers[key]:.4f}" for key in ("fvu", "fvu_standardized", "ve", "l0")))
+        for name, m, numbers in (
+            ("before", dictionary.m, before),
+            ("after", smaller.m, after),
+        )
+    ]
+    print_table(("held-out", "atoms", "FVU raw", "standardized", "VE", "L0"), lines)
+    print(
+        f"dropped {dictionary.m - smaller.m} of {dictionary.m} atoms "
+        f"({', '.join(f'{count} {name}' for name, count in ways.items())}); held-out FVU "
+        f"{before['fvu']:.4f} -> {after['fvu']:.4f}"
+    )
+    print(f"dictionary: {path}")
+    return {**told, "path": str(path)}
+
+
+def _choose(
+    dictionary: Dictionary, used: Usage, config: PruneConfig
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Which atoms stay, and how many go in each way that is asked for."""
+    stays = np.ones(dictionary.m, bool)
+    ways: dict[str, int] = {}
+    if config.unused:
+        stays &= used.fired > 0
+        ways["unused"] = int((~stays).sum())
+    if config.merge:
+        left = np.flatnonzero(stays)
+        some = part(dictionary, left)
+        here = Usage(used.fired[left], used.energy[left], used.rows)
+        chosen = left[merged(some, here, config.merge)]
+        ways["merged"] = len(left) - len(chosen)
+        stays = np.isin(np.arange(dictionary.m), chosen)
+    if config.keep:
+        left = np.flatnonzero(stays)
+        most = left[np.argsort(-used.energy[left], kind="stable")[: config.keep]]
+        ways["least energy"] = len(left) - len(most)
+        stays = np.isin(np.arange(dictionary.m), most)
+    return np.flatnonzero(stays), ways
+
+
+def _target(dictionary: Dictionary, store: Store, held: Source) -> Source | None:
+    """The rows that a transcoder rebuilds."""
+    if not dictionary.transcoder:
+        return None
+    return target_rows(held, str(dictionary.card["target"]), dictionary.d_out)

@@ -1,0 +1,6 @@
+from .config import TrainITDAConfig as TrainITDAConfig
+from .labels import label as label
+from .labels import pictures as pictures
+from .labels import positions as positions
+from .saved_run import run_to_dictionary as run_to_dictionary
+from .train import train_itda as train_itda

@@ -1,0 +1,112 @@
+"""How well an ITDA dictionary that is being built rebuilds held-out rows."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from harvest.store import Store
+from jaxdict.codes import decode
+from jaxdict.itda.build import Build, Spaces
+from jaxdict.itda.config import TrainITDAConfig
+from jaxdict.metrics import BatchReport, Measurement, batch_sums, fired, measure_blocks
+from jaxdict.pursuit import PreparedAtoms, gradient_pursuit
+from jaxdict.rows import Source, bfloat16_rows, denormalize, normalize, source_of
+
+_BATCH = 2048
+
+
+class Probe:
+    """Measures atoms on held-out rows, and how strongly they fire on training rows; only reads."""
+
+    def __init__(
+        self, config: TrainITDAConfig, store: Store, source: Source, spaces: Spaces
+    ) -> None:
+        """Choose the rows; they are read when they are measured."""
+        self._spaces, self._k, self._target = spaces, config.k, config.target
+        self.seconds = 0.0  # spent measuring
+        self._train = source.spread(config.eval_rows)
+        self._held: Source | None = None
+        if len(store.indices("validation")):
+            held = source_of(store, config.site, split="validation", steps=config.steps)
+            self._held = held.spread(config.eval_rows)
+
+    @property
+    def training_rows(self) -> int:
+        """Rows behind `typical`."""
+        return self._train.rows
+
+    def heldout(self, build: Build) -> dict[str, Any] | None:
+        """Held-out numbers (see `jaxdict.metrics.fidelity.Measurement.summary`); None without such rows."""
+        if self._held is None or not build.m:
+            return None
+        return self._measure(self._held, build)[0].summary()
+
+    def typical(self, build: Build) -> np.ndarray:
+        """Mean value of each atom over the training rows where it is active: [m], 0 if never."""
+        if not build.m:
+            return np.zeros(0, np.float32)
+        measured, total = self._measure(self._train, build)
+        times = measured.fired
+        return np.where(times > 0, total / np.maximum(times, 1), 0).astype(np.float32)
+
+    def _measure(self, source: Source, build: Build) -> tuple[Measurement, np.ndarray]:
+        total, blocks = np.zeros(build.m), source.blocks()
+        if self._target:
+            other = source.beside(self._target)
+            # A row and its target side by side: what is measured goes batch by batch.
+            blocks = (
+                (images, np.concatenate([bits, other.read(images)], axis=-1))
+                for images, bits in blocks
+            )
+
+        def report(bits: np.ndarray, weight: np.ndarray) -> BatchReport:
+            batch, values = _report(
+                build.atoms,
+                build.partner,
+                self._spaces,
+                jnp.asarray(bits),
+                jnp.asarray(weight),
+                k=self._k,
+            )
+            nonlocal total
+            total = total + np.asarray(values[: build.m], np.float64)
+            return batch._replace(fired=batch.fired[: build.m])
+
+        started = time.perf_counter()
+        measured = measure_blocks(blocks, source.steps, report, batch=_BATCH)
+        self.seconds += time.perf_counter() - started
+        return measured, total
+
+
+@partial(jax.jit, static_argnames="k")
+def _report(
+    atoms: PreparedAtoms,
+    partner: jax.Array | None,
+    spaces: Spaces,
+    bits: jax.Array,
+    weight: jax.Array,
+    *,
+    k: int,
+) -> tuple[BatchReport, jax.Array]:
+    x = bfloat16_rows(bits[:, : atoms.d])
+    z = normalize(spaces.site, x)
+    codes = gradient_pursuit(z, atoms, k).codes
+    y_hat = decode(codes, atoms.unit if partner is None else partner)
+    raw, own = x, z
+    if partner is not None:
+        raw = bfloat16_rows(bits[:, atoms.d :])
+        own = normalize(spaces.out, raw)
+    values = jnp.zeros(atoms.m).at[codes.indices].add(codes.values * weight[:, None])
+    out = spaces.out
+    report = BatchReport(
+        batch_sums(raw, denormalize(out, y_hat), weight, out.mean),
+        batch_sums(own, y_hat, weight, jnp.zeros_like(out.mean)),
+        fired(codes, atoms.m, weight),
+    )
+    return report, values

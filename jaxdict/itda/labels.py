@@ -1,0 +1,248 @@
+"""Where each atom came from: its labels in words, and the pictures behind them.
+
+A card's `sources` says how to read the tensor `source` [m, 3] and what its numbers stand for:
+
+    columns          ["image", "step", "token"], as the store counts them
+    prompts, seeds   image -> its prompt and seed, once for each image
+    denoising_step   which step of the sampler each kept one is
+    position         of each atom: its token's place in the stream, where a store keeps a sample
+    word             of each atom: its text token, where the stream is text and the store keeps words
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxdict.rows import stream_of
+
+if TYPE_CHECKING:
+    from harvest.store import Store
+    from jaxdict.dictionary import Dictionary
+
+COLUMNS = ("image", "step", "token")
+
+
+class Label(NamedTuple):
+    """Where an atom came from.
+
+    Attributes:
+        image: number of the image in its store.
+        step: place on the axis of captured steps.
+        token: place on the axis of kept tokens.
+        denoising_step: which step of the sampler that is; None if unknown.
+        position: where in its stream the token lies.
+        prompt: of the image; None if unknown.
+        seed: of the image; None if unknown.
+        word: the text token; None for the image stream, or if unknown.
+    """
+
+    image: int
+    step: int
+    token: int
+    denoising_step: int | None
+    position: int
+    prompt: str | None
+    seed: int | None
+    word: str | None
+
+
+def sources(store: Store, site: str, source: np.ndarray) -> dict[str, Any]:
+    """What a card says of where atoms came from (see the top of this file).
+
+    Args:
+        store: the one that atoms are rows of.
+        site: which rows.
+        source: int [m, 3], (image, step, token) of each atom.
+    """
+    images = np.unique(source[:, 0])
+    told: dict[str, Any] = {
+        "columns": list(COLUMNS),
+        "prompts": {str(image): store.prompts[image] for image in images},
+        "seeds": {str(image): int(store.seeds[image]) for image in images},
+        "denoising_step": store.step_numbers.tolist(),
+    }
+    if not len(source):
+        return told
+    position = positions(store, site, source)
+    if store.sampled:
+        told["position"] = position.tolist()
+    if stream_of(site) == "txt" and store.attrs["words"] is not None:
+        words = store.words
+        pairs = zip(source[:, 0].tolist(), position.tolist(), strict=True)
+        told["word"] = [words[image][at] if at < len(words[image]) else "" for image, at in pairs]
+    return told
+
+
+def positions(store: Store, site: str, source: np.ndarray) -> np.ndarray:
+    """Where in its stream each atom's token lies: int [m].
+
+    Args:
+        store: the one that atoms are rows of.
+        site: which rows.
+        source: int [m, 3], (image, step, token) of each atom.
+    """
+    images, place = np.unique(source[:, 0], return_inverse=True)
+    return store.positions(site, images)[place.reshape(-1), source[:, 2]]
+
+
+def chosen(told: dict[str, Any], source: np.ndarray, keep: np.ndarray) -> dict[str, Any]:
+    """The part of a card's `sources` that belongs to some of the atoms.
+
+    Args:
+        told: `sources` of all atoms.
+        source: int [m, 3] of all atoms.
+        keep: int [kept], the atoms.
+    """
+    images = {str(image) for image in source[keep, 0].tolist()}
+    part = dict(told)
+    for name in ("prompts", "seeds"):
+        if name in told:
+            part[name] = {image: value for image, value in told[name].items() if image in images}
+    for name in ("position", "word"):
+        if name in told:
+            part[name] = [told[name][atom] for atom in keep.tolist()]
+    return part
+
+
+def label(dictionary: Dictionary, atom: int) -> Label:
+    """Where an atom came from.
+
+    Args:
+        dictionary: of kind itda.
+        atom: from 0 to m - 1.
+
+    Raises:
+        ValueError: the dictionary has no sources, or no such atom.
+    """
+    source = _source(dictionary, [atom])
+    told = dictionary.card.get("sources") or {}
+    image, step, token = (int(number) for number in source[0])
+    steps, place = told.get("denoising_step"), told.get("position")
+    seed = told.get("seeds", {}).get(str(image))
+    return Label(
+        image,
+        step,
+        token,
+        None if steps is None else int(steps[step]),
+        token if place is None else int(place[atom]),
+        told.get("prompts", {}).get(str(image)),
+        None if seed is None else int(seed),
+        told["word"][atom] if "word" in told else None,
+    )
+
+
+def pictures(dictionary: Dictionary, store: Store, atoms: Sequence[int]) -> np.ndarray:
+    """The pictures that some atoms came from.
+
+    Args:
+        dictionary: of kind itda.
+        store: the one it was made from.
+        atoms: from 0 to m - 1; may repeat.
+
+    Returns:
+        uint8 [len(atoms), H, W, 3].
+
+    Raises:
+        ValueError: the dictionary has no sources or no such atom; another store; one without pictures.
+    """
+    images = _source(dictionary, atoms)[:, 0]
+    wanted = dictionary.card.get("store_fingerprint")
+    if wanted != store.fingerprint:
+        raise ValueError(
+            f"expected the store that the atoms came from (fingerprint {wanted}), got {store.path} "
+            f"({store.fingerprint}); open that one"
+        )
+    each, place = np.unique(images, return_inverse=True)
+    return store.pictures(each)[place]
+
+
+def draw_sheet(
+    dictionary: Dictionary,
+    store: Store,
+    atoms: Sequence[int],
+    out: Path,
+    *,
+    notes: Sequence[str] = (),
+    columns: int = 6,
+) -> Path:
+    """Draw a sheet of atoms: the picture each came from, its place marked, prompt and step below.
+
+    Args:
+        dictionary: of kind itda.
+        store: the one it was made from.
+        atoms: which, in the order of the sheet.
+        out: the PNG file to write.
+        notes: a line more for each atom.
+        columns: pictures beside each other.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: as `pictures`.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    found = pictures(dictionary, store, atoms)
+    side, gap, text = 200, 16, 84
+    rows = -(-len(atoms) // columns)
+    size = (gap + columns * (side + gap), gap + rows * (side + text + gap))
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    image_stream = stream_of(str(dictionary.card.get("site", ""))) == "img"
+    for place, (atom, picture) in enumerate(zip(atoms, found, strict=True)):
+        row, column = divmod(place, columns)
+        left, top = gap + column * (side + gap), gap + row * (side + text + gap)
+        sheet.paste(Image.fromarray(picture).resize((side, side)), (left, top))
+        told = label(dictionary, atom)
+        where = f"step {told.step if told.denoising_step is None else told.denoising_step}"
+        if image_stream:
+            h, w = store.grid
+            y, x = divmod(told.position, w)
+            box = (x * side / w, y * side / h, (x + 1) * side / w, (y + 1) * side / h)
+            ends = [left + box[0], top + box[1], left + box[2], top + box[3]]
+            pen.rectangle(ends, outline="white", width=4)
+            pen.rectangle(ends, outline="black", width=2)
+            where += f", token ({y}, {x})"
+        else:
+            where += f", token {told.position}" + (f" {told.word!r}" if told.word else "")
+        lines = [f"atom {atom}: {where}", *(notes[place : place + 1])]
+        lines += _wrapped(told.prompt or "", side, font, most=5 - len(lines))
+        pen.multiline_text((left, top + side + 4), "\n".join(lines), fill="black", font=font)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    sheet.save(temporary, format="png")
+    temporary.replace(out)
+    return out
+
+
+def _source(dictionary: Dictionary, atoms: Sequence[int]) -> np.ndarray:
+    """(image, step, token) of some atoms."""
+    if dictionary.source is None:
+        raise ValueError(
+            f"expected a dictionary whose atoms are rows of a store (itda), got kind "
+            f"{dictionary.kind!r} without sources; build one with `jaxdict train itda`"
+        )
+    wrong = [atom for atom in atoms if not 0 <= atom < dictionary.m]
+    if wrong:
+        raise ValueError(f"expected atoms from 0 to {dictionary.m - 1}, got {wrong[0]}")
+    return dictionary.source[np.asarray(atoms, np.int64)]
+
+
+def _wrapped(text: str, width: int, font: Any, *, most: int) -> list[str]:
+    """Lines of a text, none wider than `width` pixels; the last ends in ... where more follows."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif len(lines) == most:
+            lines[-1] += " ..."
+            break
+        else:
+            lines.append(word)
+    return lines

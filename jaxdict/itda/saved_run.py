@@ -1,0 +1,167 @@
+"""What an ITDA run leaves behind: its atoms, its numbers, and the dictionary made of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from harvest.store import open_store
+from jaxdict.dictionary import Dictionary
+from jaxdict.itda.build import stored
+from jaxdict.itda.labels import COLUMNS, sources
+from jaxdict.rows import load_normalization, stream_of
+from jaxdict.runs import (
+    CONFIG,
+    FOLDER,
+    NORMALIZATION,
+    SUMMARY,
+    TARGET_NORMALIZATION,
+    Checkpoints,
+    read_json,
+)
+
+ATOMS, SOURCES = "atoms.safetensors", "sources.json"
+_NEITHER = (
+    f"expected {ATOMS} or a checkpoint in {{run}}, found neither; "
+    "go on with `jaxdict train itda --resume`"
+)
+
+
+class Atoms(NamedTuple):
+    """A finished dictionary in its own space.
+
+    Attributes:
+        atoms: float32 [m, d], unit norm.
+        source: int32 [m, 3], (image, step, token) of each.
+        typical: float32 [m], mean value where active, or None.
+        partner: float32 [m, d_out], what each atom stands for at the target, or None without one.
+    """
+
+    atoms: np.ndarray
+    source: np.ndarray
+    typical: np.ndarray | None = None
+    partner: np.ndarray | None = None
+
+
+def save_atoms(run: Path, atoms: Atoms) -> Path:
+    """Write a run's atoms, all of them or nothing."""
+    tensors = {
+        name: np.ascontiguousarray(value)
+        for name, value in atoms._asdict().items()
+        if value is not None
+    }
+    temporary = run / f".{ATOMS}.tmp"
+    save_file(tensors, temporary)
+    os.replace(temporary, run / ATOMS)
+    return run / ATOMS
+
+
+def run_to_dictionary(run: Path) -> Dictionary:
+    """The dictionary of a run folder.
+
+    Args:
+        run: folder written by `jaxdict train itda`. The newest checkpoint is taken when the run is
+            not finished; `typical` is then zero.
+
+    Returns:
+        A dictionary of kind "itda". Its card says, besides the usual, where atoms came from:
+        `sources` holds the prompts of the images in `source`, by image number.
+
+    Raises:
+        FileNotFoundError: no run, or a run without any atoms yet.
+        ValueError: the run is damaged.
+    """
+    run = Path(run)
+    if not (run / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"expected a run (a folder with {CONFIG}) at {run}, found none; "
+            "name the --out of `jaxdict train itda`"
+        )
+    description = read_json(run / CONFIG)
+    if description.get("kind") != "itda":
+        raise ValueError(
+            f"{run}: expected a run of kind 'itda', got {description.get('kind')!r}; "
+            "export it with `jaxdict export`"
+        )
+    settings = description["config"]
+    normalization = load_normalization(run / NORMALIZATION)
+    out, target = normalization, settings.get("target") or ""
+    if target:
+        out = load_normalization(run / TARGET_NORMALIZATION)
+    atoms, finished = _read_atoms(run, len(normalization.mean))
+    if not len(atoms.atoms):
+        raise ValueError(f"{run}: expected at least one atom, found none; lower --threshold")
+    summary = read_json(run / SUMMARY) if (run / SUMMARY).is_file() else {}
+    typical = atoms.typical if atoms.typical is not None else np.zeros(len(atoms.atoms), np.float32)
+    site = settings["site"]
+    card = {
+        "site": site,
+        **({"target": target} if target else {}),
+        "stream": stream_of(site),
+        "model": description.get("model"),
+        "store_fingerprint": description["store"]["fingerprint"],
+        "normalization": {"kind": normalization.kind, "rows": normalization.rows, "folded": False},
+        "threshold": summary.get("threshold", settings["threshold"] or None),
+        "sources": _sources(run, description, atoms.source, site),
+        "training": {
+            "rows": summary.get("rows"),
+            "finished": finished,
+            **summary.get("training", {}),
+        },
+        "heldout": summary.get("heldout"),
+        "config": settings,
+        "resolved": description["resolved"],
+        "versions": description["versions"],
+    }
+    f32 = np.float32
+    return Dictionary(
+        "itda",
+        int(settings["k"]),
+        atoms.atoms if atoms.partner is None else atoms.partner,
+        bias=out.mean.astype(f32) if target else None,
+        encoder=atoms.atoms if target else None,
+        mean=normalization.mean.astype(f32),
+        transform=normalization.transform.astype(f32),
+        inverse=out.inverse.astype(f32),
+        typical=typical,
+        source=atoms.source,
+        card=card,
+    )
+
+
+def _read_atoms(run: Path, d: int) -> tuple[Atoms, bool]:
+    """The finished atoms, or those of the newest checkpoint; whether they are finished."""
+    if (run / ATOMS).is_file():
+        return Atoms(**load_file(run / ATOMS)), True
+    if not (run / FOLDER).is_dir():  # opening them would make the folder
+        raise FileNotFoundError(_NEITHER.format(run=run))
+    with Checkpoints(run) as checkpoints:
+        if checkpoints.latest is None:
+            raise FileNotFoundError(_NEITHER.format(run=run))
+        arrays, facts = stored(checkpoints, d)
+    m, partner = facts["m"], arrays.get("partner")
+    return Atoms(
+        np.array(arrays["unit"][:m]),
+        np.array(arrays["source"][:m]),
+        partner=None if partner is None else np.array(partner[:m]),
+    ), False
+
+
+def _sources(
+    run: Path, description: dict[str, Any], source: np.ndarray, site: str
+) -> dict[str, Any]:
+    """Labels as the finished run kept them; of an unfinished run, from its store if it is still there."""
+    if (run / SOURCES).is_file() and (run / ATOMS).is_file():
+        return read_json(run / SOURCES)
+    columns: dict[str, Any] = {"columns": list(COLUMNS), "prompts": {}}
+    try:
+        store = open_store(description["store"]["path"])
+    except ValueError:
+        return {**columns, "note": "the store was not there at export"}
+    if store.fingerprint != description["store"]["fingerprint"]:
+        return {**columns, "note": "the store had changed at export"}
+    return sources(store, site, source)

@@ -1,0 +1,84 @@
+"""How much each feature of a dictionary is used on rows of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdict.dictionary import Dictionary, coder
+from jaxdict.rows import Source, floats, watched
+
+
+class Usage(NamedTuple):
+    """How much each atom does on some rows.
+
+    Attributes:
+        fired: int64 [m], rows where it is active.
+        energy: float64 [m], sum of value^2 ||atom||^2, in the space of the atoms.
+        rows: how many rows.
+    """
+
+    fired: np.ndarray
+    energy: np.ndarray
+    rows: int
+
+
+def feature_usage(dictionary: Dictionary, rows: Source, *, batch: int = 4096) -> Usage:
+    """Encode rows and count.
+
+    Args:
+        dictionary: on raw rows, of any kind.
+        rows: of the site that is read.
+        batch: rows at a time.
+    """
+    fired, squares = np.zeros(dictionary.m, np.int64), np.zeros(dictionary.m)
+    for indices, values in encoded(dictionary, rows, "usage", batch=batch):
+        squares += np.bincount(indices, values**2, dictionary.m)
+        fired += np.bincount(indices[values != 0], minlength=dictionary.m)
+    norms = np.square(dictionary.atoms.astype(np.float64)).sum(1)
+    return Usage(fired, squares * norms, rows.rows)
+
+
+def typical(dictionary: Dictionary, rows: Source, *, batch: int = 4096) -> np.ndarray:
+    """Mean value of each feature over the rows where it is active: float32 [m], 0 if never.
+
+    Args:
+        dictionary: on raw rows, of any kind.
+        rows: of the training split, of the site that is read.
+        batch: rows at a time.
+
+    Returns:
+        The means.
+    """
+    total, times = np.zeros(dictionary.m), np.zeros(dictionary.m, np.int64)
+    for indices, values in encoded(dictionary, rows, "typical", batch=batch):
+        total += np.bincount(indices, values, dictionary.m)
+        times += np.bincount(indices[values != 0], minlength=dictionary.m)
+    return np.where(times > 0, total / np.maximum(times, 1), 0).astype(np.float32)
+
+
+def encoded(
+    dictionary: Dictionary, rows: Source, name: str, *, batch: int = 4096
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The slots of all rows, a batch at a time, behind a progress bar.
+
+    Args:
+        dictionary: on raw rows, of any kind.
+        rows: of the site that is read.
+        name: of the progress bar.
+        batch: rows at a time; the last batch is filled up with its first row, which is not given.
+
+    Yields:
+        Indices int [rows k] and values float64 [rows k]; a slot of value 0 is empty.
+    """
+    for _, bits in watched(rows, name):
+        every = floats(bits)
+        for start in range(0, len(every), batch):
+            part = every[start : start + batch]
+            padded = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
+            codes = coder.encode(dictionary, jnp.asarray(padded))
+            indices = np.asarray(codes.indices)[: len(part)].ravel()
+            yield indices, np.asarray(codes.values, np.float64)[: len(part)].ravel()

@@ -1,0 +1,120 @@
+"""Rows of a store in a shuffled order that is a pure function of (seed, position).
+
+An epoch permutes the training images and cuts them into pools of about `pool` rows; inside a pool
+the rows of all its images, steps and tokens are permuted. Row number p of the endless stream is
+thus known from (seed, p) alone, and the loader's state is one integer. Whether rows sit in memory
+or are read block by block changes nothing about the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+from jaxdict.rows.source import Source
+
+
+class Loader:
+    """Batches of shuffled rows; batch number i is a function of (seed, i) and the source."""
+
+    def __init__(
+        self, source: Source, *, batch: int, seed: int, pool: int, memory: int = 2**32
+    ) -> None:
+        """Plan the order; nothing is read yet.
+
+        Args:
+            source: where the rows are.
+            batch: rows in a batch.
+            seed: of the order.
+            pool: rows permuted together, about.
+            memory: bytes up to which all rows are kept in memory.
+        """
+        self.source, self.batch, self.seed = source, batch, seed
+        pools = min(len(source.images), max(1, -(-source.rows // pool)))
+        self._bounds = np.linspace(0, len(source.images), pools + 1).round().astype(np.int64)
+        self.resident = source.bytes <= memory
+        self._cache: np.ndarray | None = None
+
+    @property
+    def pools(self) -> int:
+        """Pools in an epoch."""
+        return len(self._bounds) - 1
+
+    def order(self, epoch: int, pool: int) -> tuple[np.ndarray, np.ndarray]:
+        """A pool: sorted positions of its images in the source, a permutation of their rows."""
+        shuffle = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.source.images))
+        images = np.sort(shuffle[self._bounds[pool] : self._bounds[pool + 1]])
+        rng = np.random.default_rng([self.seed, 1, epoch, pool])
+        return images, rng.permutation(len(images) * self.source.rows_per_image)
+
+    def _load(self, epoch: int, pool: int) -> tuple[np.ndarray, np.ndarray]:
+        """A pool as (table of rows [*, d], which of them in which order)."""
+        images, rows = self.order(epoch, pool)
+        d, per_image = self.source.d, self.source.rows_per_image
+        if not self.resident:
+            return self.source.read(self.source.images[images]).reshape(-1, d), rows
+        if self._cache is None:
+            self._cache = self._read_all()
+        image, rest = np.divmod(rows, per_image)
+        return self._cache, images[image] * per_image + rest
+
+    def _read_all(self) -> np.ndarray:
+        table = np.empty((self.source.rows, self.source.d), np.uint16)
+        at = 0
+        for _, bits in self.source.blocks():
+            rows = bits.reshape(-1, self.source.d)
+            table[at : at + len(rows)] = rows
+            at += len(rows)
+        return table
+
+    def _pools_from(self, row: int) -> Iterator[tuple[int, int, int]]:
+        """(epoch, pool, rows to skip in it) from a row of the endless stream on."""
+        ends = self._bounds[1:] * self.source.rows_per_image
+        epoch, offset = divmod(row, self.source.rows)
+        pool = int(np.searchsorted(ends, offset, side="right"))
+        skip = offset - int(self._bounds[pool]) * self.source.rows_per_image
+        while True:
+            yield epoch, pool, skip
+            pool, skip = pool + 1, 0
+            if pool == self.pools:
+                epoch, pool = epoch + 1, 0
+
+    def batches(
+        self, start: int = 0, *, own: tuple[int, int] | None = None
+    ) -> Generator[np.ndarray, None, None]:
+        """Endless batches from number `start` on: uint16 bits [batch, d].
+
+        The next pool is read while this one is used.
+
+        Args:
+            start: number of the first batch.
+            own: first and last + 1 of the rows of each batch to give; None for all.
+        """
+        low, high = own or (0, self.batch)
+        plan = self._pools_from(start * self.batch)
+        with ThreadPoolExecutor(1, thread_name_prefix="pool") as executor:
+            epoch, pool, skip = next(plan)
+            ahead = executor.submit(self._load, epoch, pool)
+            out = np.empty((high - low, self.source.d), np.uint16)
+            filled = 0
+            while True:
+                table, rows = ahead.result()
+                rows = rows[skip:]
+                epoch, pool, skip = next(plan)
+                ahead = executor.submit(self._load, epoch, pool)
+                at = 0
+                while at < len(rows):
+                    take = min(self.batch - filled, len(rows) - at)
+                    first, last = max(low, filled), min(high, filled + take)
+                    if first < last:
+                        wanted = rows[at + first - filled : at + last - filled]
+                        np.take(table, wanted, axis=0, out=out[first - low : last - low])
+                    filled, at = filled + take, at + take
+                    if filled == self.batch:
+                        yield out
+                        out, filled = np.empty_like(out), 0

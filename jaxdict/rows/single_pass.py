@@ -1,0 +1,101 @@
+"""Training rows, each at most once and in random order, with the place each one came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdict.rows.loader import Loader
+from jaxdict.rows.source import Source
+
+
+class Batch(NamedTuple):
+    """Rows and their labels.
+
+    Attributes:
+        bits: uint16 [batch, d], bfloat16 bits; zero rows fill the last batch up.
+        places: int32 [batch, 3], (image, step, token) of each row.
+        count: rows that are real.
+        target: uint16 [batch, d_out], the same rows at the target's site; None without one.
+    """
+
+    bits: np.ndarray
+    places: np.ndarray
+    count: int
+    target: np.ndarray | None = None
+
+
+class Once:
+    """One pass over a source in the order of the `Loader`; batch i is a function of (seed, i)."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch: int,
+        seed: int,
+        pool: int,
+        rows: int,
+        target: Source | None = None,
+    ) -> None:
+        """Plan the order; nothing is read yet.
+
+        Args:
+            source: where the rows are.
+            batch: rows in a batch.
+            seed: of the order.
+            pool: rows permuted together, about; they come from images drawn at random.
+            rows: rows in all, at most; 0 for every row of the source.
+            target: another site's rows of the same images, steps and tokens, to be read along.
+        """
+        self.source, self.batch, self.target = source, batch, target
+        self.rows = min(rows or source.rows, source.rows)
+        self._plan = Loader(source, batch=batch, seed=seed, pool=pool)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches, the last one perhaps not full."""
+        return -(-self.rows // self.batch)
+
+    def read(self, start: int = 0) -> Iterator[Batch]:
+        """Batches from number `start` on; pools before it are not read."""
+        wanted, end = start * self.batch, self.rows
+        parts: list[tuple[np.ndarray, ...]] = []
+        held, first = 0, 0
+        for pool in range(self._plan.pools):
+            images, order = self._plan.order(0, pool)
+            skip, first = wanted - first, first + len(order)
+            if first <= wanted:
+                continue
+            order = order[max(skip, 0) : len(order) - max(first - end, 0)]
+            tables = [self._places(images)]
+            for site in (self.source, *([] if self.target is None else [self.target])):
+                table = site.read(self.source.images[images])
+                tables.append(table.reshape(-1, table.shape[-1]))
+            at = 0
+            while at < len(order):
+                take = min(self.batch - held, len(order) - at)
+                parts.append(tuple(table[order[at : at + take]] for table in tables))
+                held, at = held + take, at + take
+                if held == self.batch:
+                    yield self._pack(parts, held)
+                    parts, held = [], 0
+            if first >= end:
+                break
+        if held:
+            yield self._pack(parts, held)
+
+    def _places(self, images: np.ndarray) -> np.ndarray:
+        """(image, step, token) of the rows of some images, in store order."""
+        tokens = int(self.source.store.shape(self.source.site)[2])
+        grid = np.meshgrid(
+            self.source.images[images], self.source.steps, np.arange(tokens), indexing="ij"
+        )
+        return np.stack([axis.ravel() for axis in grid], axis=1).astype(np.int32)
+
+    def _pack(self, parts: list[tuple[np.ndarray, ...]], count: int) -> Batch:
+        spare = ((0, self.batch - count), (0, 0))
+        places, bits, *target = (np.pad(np.concatenate(x), spare) for x in zip(*parts, strict=True))
+        return Batch(bits, places, count, target[0] if target else None)

@@ -1,0 +1,218 @@
+"""A run's folder: config.json, metrics.jsonl, summary.json; who may go on with it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxdict.rows import Source
+
+CONFIG, METRICS, PLOT, SUMMARY = "config.json", "metrics.jsonl", "loss.png", "summary.json"
+NORMALIZATION = "normalization.safetensors"
+TARGET_NORMALIZATION = "target_normalization.safetensors"
+# Settings that change no number of the result, or where it lies: a resumed run may differ in them.
+_FREE = (
+    *("store", "out", "resume", "memory", "preset", "tracker"),
+    *("mesh", "coordinator", "processes", "process"),
+    *("log_every", "save_every", "eval_every", "eval_rows", "keep"),
+)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON-able values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Installed versions of distributions, those that are missing left out."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def describe(
+    config: Any,
+    source: Source,
+    *,
+    verb: str,
+    kind: str,
+    resolved: dict[str, Any],
+    packages: tuple[str, ...],
+) -> dict[str, Any]:
+    """What config.json holds: settings, what they resolved to, the store, the versions.
+
+    Args:
+        config: settings, with `store` and `site`.
+        source: the training rows.
+        verb: what made the run, such as "train sae".
+        kind: of the dictionary.
+        resolved: the settings that the config leaves to the data.
+        packages: distributions whose versions are kept.
+    """
+    store = source.store
+    site = store.attrs.get("sites", {}).get(config.site)
+    return {
+        "format": "jaxdict-run",
+        "version": 1,
+        "verb": verb,
+        "kind": kind,
+        "config": plain(config),
+        "resolved": resolved,
+        "store": {
+            "path": str(store.path.resolve() if isinstance(store.path, Path) else store.path),
+            "fingerprint": store.fingerprint,
+            "training images": len(source.images),
+            "site shape": None if site is None else list(site),
+        },
+        "model": store.attrs.get("model"),
+        "versions": versions(*packages),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a ValueError that names the file when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, found a damaged file ({error})") from None
+
+
+def open_run(out: Path, description: dict[str, Any], *, resume: bool) -> bool:
+    """Make a run's folder, or check that it may be gone on with.
+
+    Args:
+        out: the folder.
+        description: what config.json holds; `config` and `store` are compared.
+        resume: whether to go on with what is there.
+
+    Returns:
+        True when the folder already held this run.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is off.
+        ValueError: it holds another run; the message names a setting and both values.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"expected --out to be a folder, got the file {out}; name another")
+    # Killed while it wrote its very first file, a run has left only that one's temporary name.
+    if out.is_dir() and any(path.name != f".{CONFIG}.tmp" for path in out.iterdir()):
+        if not resume:
+            raise FileExistsError(
+                f"expected --out to be new or empty, but {out} holds something; "
+                "name another folder, or add --resume to go on with the run in it"
+            )
+        if not (out / CONFIG).is_file():
+            raise ValueError(
+                f"expected a run in {out}, found no {CONFIG}; name the run's own folder"
+            )
+        _same(read_json(out / CONFIG), description, out)
+        return True
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / CONFIG, description)
+    return False
+
+
+def _same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
+    """ValueError at the first setting in which two descriptions differ."""
+    pairs: list[tuple[str, str, Any, Any]] = [("run", "verb", old.get("verb"), new.get("verb"))]
+    for part in ("config", "store"):
+        before, after = old.get(part, {}), new.get(part, {})
+        pairs += [(part, key, before.get(key), after.get(key)) for key in {**before, **after}]
+    for part, key, before, after in pairs:
+        if key in _FREE or (part, key) == ("store", "path") or before == after:
+            continue
+        where = f"--{key.replace('_', '-')}" if part == "config" else f"{part} {key}"
+        raise ValueError(
+            f"cannot resume {out}: expected {where} = {before!r} as in its {CONFIG}, got "
+            f"{after!r}; use the same value, or another --out"
+        )
+
+
+class Log:
+    """metrics.jsonl: one JSON object a line, appended and flushed."""
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        """Open the log and drop lines of steps after `step`, which a resumed run writes again."""
+        kept = [line for line in read_lines(path) if line["step"] <= step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, **line: Any) -> None:
+        """Append a line."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a last line cut by a kill is left out."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+    return lines
+
+
+def print_result(
+    held: dict[str, Any] | None, plotted: Path | None, *, dead_share: float | None = None
+) -> None:
+    """Say how well a run rebuilds held-out rows, and what is missing.
+
+    Args:
+        held: held-out numbers (see `jaxdict.metrics.fidelity.Measurement.summary`), None without such rows.
+        plotted: the run's plot, None where matplotlib is missing.
+        dead_share: share of dead features to name in place of the held-out rows' own.
+    """
+    if held is None:
+        print("no held-out numbers: the store has no validation images")
+    else:
+        dead = held["dead_share"] if dead_share is None else dead_share
+        print(
+            f"held-out ({held['rows']:,} rows): FVU {held['fvu']:.4f} raw, "
+            f"{held['fvu_normalized']:.4f} normalized; VE {held['ve']:.4f}; L0 {held['l0']:.2f}; "
+            f"dead {dead:.1%}"
+        )
+    if plotted is None:
+        print("no loss.png: matplotlib is not installed (pip install 'jaxdict[dev]')")
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """config.json of a run.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: something else is there.
+    """
+    if not (run / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"expected a run (a folder with {CONFIG}) at {run}, found none; "
+            "name the --out of `jaxdict train sae` or `jaxdict train itda`"
+        )
+    description = read_json(run / CONFIG)
+    if "config" not in description or "store" not in description:
+        raise ValueError(
+            f"{run / CONFIG}: expected a run's config and store, got {sorted(description)}; "
+            "name the --out of `jaxdict train sae` or `jaxdict train itda`"
+        )
+    return description

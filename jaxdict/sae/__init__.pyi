@@ -1,0 +1,16 @@
+from .config import TrainSAEConfig as TrainSAEConfig
+from .kinds import SAE as SAE
+from .model import SAEParams as SAEParams
+from .optimizer import schedule as schedule
+from .state import Batch as Batch
+from .state import Metrics as Metrics
+from .state import TrainState as TrainState
+from .state import initial_state as initial_state
+from .state import state_of as state_of
+from .step import make_update as make_update
+from .step_config import ALONE as ALONE
+from .step_config import Adam as Adam
+from .step_config import Dials as Dials
+from .step_config import How as How
+from .step_config import Rate as Rate
+from .step_config import Recipe as Recipe

@@ -1,0 +1,101 @@
+"""The numbers of a training step: what is compiled in, and what may differ from run to run of one step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Rate(NamedTuple):
+    """A learning-rate schedule in numbers; its peak is in `Dials`.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        warmup: steps of linear warm-up.
+        decay: share of the run, at its end, over which the rate falls to 0; 0 for none.
+    """
+
+    steps: int
+    warmup: int
+    decay: float
+
+
+class Adam(NamedTuple):
+    """Adam in numbers, and the largest global norm of the gradient before it (0: any)."""
+
+    b1: float
+    b2: float
+    eps: float
+    clip: float
+
+
+class How(NamedTuple):
+    """How the products and the selection are computed, and over which axes of a mesh.
+
+    Attributes:
+        data: name of the mesh's axis that rows are split over, None for none.
+        features: name of the axis that atoms are split over, None for none.
+        bfloat16: multiply by the encoder in bfloat16, sums in float32.
+        recall: share of the k largest that `jax.lax.approx_max_k` should find; 0 means exactly all.
+    """
+
+    data: str | None = None
+    features: str | None = None
+    bfloat16: bool = False
+    recall: float = 0.0
+
+
+ALONE = How()
+"""On one device, in float32, exactly."""
+
+
+class Recipe(NamedTuple):
+    """What one compiled step is made for; two equal recipes share one compilation.
+
+    Attributes:
+        kind: of the autoencoder.
+        k: active atoms a row: kept by topk, kept on average by batchtopk and matryoshka, and the
+            number that the penalty of jumprelu aims at.
+        slots: active atoms that a row may have while it trains, at least k.
+        k_aux: slots of the AuxK codes; 0 for no such loss.
+        aux_form: see `jaxdict.sae.losses.auxk_loss`.
+        dead_rows: rows without firing that make a feature dead.
+        ema: decay of the average of the weights, 0 for none.
+        rate: schedule of the learning rate.
+        adam: optimizer.
+        prefixes: sizes of the nested dictionaries of kind matryoshka, ascending, the last one m.
+        penalty: form of the sparsity penalty.
+        bandwidth: width of the kernel that gives thresholds a gradient.
+        ramp: optimizer steps over which the sparsity penalty rises from 0.
+        how: see `How`.
+    """
+
+    kind: str
+    k: int
+    slots: int
+    k_aux: int
+    aux_form: str
+    dead_rows: int
+    ema: float
+    rate: Rate
+    adam: Adam
+    prefixes: tuple[int, ...] = ()
+    penalty: str = ""
+    bandwidth: float = 0.0
+    ramp: int = 0
+    how: How = ALONE
+
+
+class Dials(NamedTuple):
+    """Numbers that a compiled step takes as arguments: a sweep gives every member its own.
+
+    Attributes:
+        lr: peak learning rate.
+        aux: weight of the AuxK loss.
+        sparsity: weight of the sparsity penalty.
+        variance: total variance of the target's normalized training rows.
+    """
+
+    lr: Any
+    aux: Any
+    sparsity: Any
+    variance: Any

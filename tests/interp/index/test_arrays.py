@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from interp.index.arrays import ARRAYS, FORMAT, FeatureIndex, load_index, save_index
+
+
+@pytest.fixture
+def folder(world, tmp_path):
+    shutil.copytree(world.root / "index", tmp_path / "index")
+    return tmp_path / "index"
+
+
+def edit(folder, **changes):
+    file = folder / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_round_trip(world, tmp_path):
+    index = world.index
+    save_index(index, tmp_path)
+    again = load_index(tmp_path)
+    assert again.facts == index.facts
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(again, name), getattr(index, name))
+
+
+def test_every_array_is_named_and_every_field_an_array():
+    fields = [field.name for field in dataclasses.fields(FeatureIndex)]
+    assert fields == ["facts", *ARRAYS]
+
+
+def test_opens_with_numpy_and_json_alone(world):
+    folder = world.root / "index"
+    facts = json.loads((folder / "index.json").read_text())
+    assert facts["format"] == FORMAT and facts["version"] == 1
+    with np.load(folder / "index.npz", allow_pickle=False) as arrays:
+        assert set(arrays.files) == set(ARRAYS)
+
+
+def test_reading_loads_neither_torch_nor_jax(world):
+    code = (
+        "import sys; from interp.index.arrays import load_index; import interp.config; "
+        f"load_index({str(world.root / 'index')!r}); "
+        "sys.exit(bool({'torch', 'jax', 'PIL', 'jinja2'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"index\.json.*jaxdict interp index"):
+        load_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "zip"}, "expected format 'jaxdict-index', got 'zip'"),
+        ({"version": 2}, "expected version 1 to 1, got 2; install a newer jaxdict"),
+        ({"arrays_sha256": "0"}, "found others or a damaged file"),
+        ({"m": 13}, r"density: expected float64 \[13\], got float64 \[12\]"),
+        ({"grid": None}, "grid: expected it among the facts"),
+        ({"seeds": []}, "images, prompts, seeds"),
+        ({"top": 99}, "top: expected 1 to 16"),
+        ({"tokens": 3}, "heat_token: expected indices below 3"),
+    ],
+)
+def test_bad_facts_are_refused(folder, changes, message):
+    edit(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_index(folder)
+
+
+def test_damaged_files_are_refused(folder):
+    arrays = (folder / "index.npz").read_bytes()
+    (folder / "index.npz").write_bytes(arrays[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        load_index(folder)
+    (folder / "index.json").write_text("{")
+    with pytest.raises(ValueError, match="expected JSON"):
+        load_index(folder)
+
+
+def test_wrong_dtype_and_offsets_are_refused(world):
+    index = world.index
+    with pytest.raises(ValueError, match=r"mean: expected float32 \[12\], got float64"):
+        dataclasses.replace(index, mean=index.mean.astype(np.float64))
+    start = index.heat_start.copy()
+    start[0, 1] = -5
+    with pytest.raises(ValueError, match="heat_start"):
+        dataclasses.replace(index, heat_start=start)

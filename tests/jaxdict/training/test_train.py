@@ -1,0 +1,305 @@
+"""Training: the step's promises, a planted dictionary found, and runs that cannot be lost."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdict.codes.codes import Codes
+from jaxdict.rows.normalization import Space, bfloat16_rows
+from jaxdict.runs.folder import read_lines, read_run
+from jaxdict.sae import kinds, model, step_config
+from jaxdict.sae.config import TrainSAEConfig
+from jaxdict.sae.optimizer import schedule
+from jaxdict.sae.state import Batch, initial_state
+from jaxdict.sae.step import count_rows, loss, make_update
+from jaxdict.training import train
+from jaxdict.training.saved_run import read_sae
+from jaxdict.training.train import train_sae
+from tests.jaxdict.planted import SITE, write_planted_store
+from tests.reference import sae as reference
+
+SMALL = {"site": SITE, "atoms": 48, "k": 4, "batch": 128, "rows": 128 * 60, "warmup": 5}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_planted_store(tmp_path_factory.mktemp("train") / "store")
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory):
+    """A run that nothing disturbed, with a moving average and dead features."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    config = TrainSAEConfig(store=store, out=out, **SMALL, ema=0.9, dead_rows=500, save_every=20)
+    return config, train_sae(config)
+
+
+def weights(run):
+    trained = read_sae(run, read_run(run))
+    return trained.step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trained.params)]
+
+
+RECIPE = step_config.Recipe(
+    kind="topk",
+    k=4,
+    slots=4,
+    k_aux=6,
+    aux_form="residual",
+    dead_rows=100,
+    ema=0.0,
+    rate=step_config.Rate(50, 3, 0.2),
+    adam=step_config.Adam(0.9, 0.99, 1e-8, 1.0),
+)
+DIALS = step_config.Dials(*map(jnp.float32, (1e-2, 1 / 32, 0.0, 12.0)))
+
+
+def small_update(recipe=RECIPE):
+    d, m = 12, 64
+    state = initial_state(jax.random.key(0), m, mean=jnp.zeros(d), recipe=recipe)
+    space = Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(30, 32, d)).astype(np.float32)
+    batches = (rows.view(np.uint32) >> 16).astype("u2")
+    return make_update(recipe), state, [Batch(jnp.asarray(one), space) for one in batches]
+
+
+def test_step_compiles_once_and_keeps_unit_atoms_even_when_features_die():
+    step, state, batches = small_update()
+    seen = []
+    for batch in batches:
+        state, numbers = step(state, batch, DIALS)
+        seen.append(jax.device_get(numbers))
+        np.testing.assert_allclose(jnp.linalg.norm(state.params.atoms, axis=1), 1, atol=1e-5)
+    assert step._cache_size() == 1
+    assert seen[0].aux == 0 and any(one.aux > 0 for one in seen), "both branches should run"
+    assert seen[-1].loss < 0.8 * seen[0].loss
+    assert all(one.l0 <= 4 for one in seen)
+    assert int(state.step) == len(batches)
+
+
+def test_step_gives_its_buffers_away():
+    step, state, batches = small_update()
+    before = state.params.encoder
+    step(state, batches[0], DIALS)
+    assert before.is_deleted()
+
+
+def test_one_step_is_adam_on_the_slow_gradient():
+    step, state, batches = small_update(RECIPE._replace(k_aux=0))
+    params = [np.asarray(leaf, np.float64) for leaf in state.params[:4]]
+    x = np.asarray(bfloat16_rows(batches[0].bits), np.float64)
+    _, slopes = reference.gradient(*params, x, 4, 12.0)
+    slopes = list(slopes)
+    along = np.sum(slopes[2] * params[2], axis=1, keepdims=True)
+    slopes[2] = slopes[2] - along * params[2]
+    norm = np.sqrt(sum(np.square(slope).sum() for slope in slopes))
+    wanted = []
+    for value, slope in zip(params, slopes, strict=True):
+        slope = slope * min(1, 1.0 / norm)
+        # Adam's first step with bias correction: g / (|g| + eps), at a third of the rate (warm-up).
+        wanted.append(value - 1e-2 / 3 * slope / (np.abs(slope) + 1e-8))
+    wanted[2] /= np.linalg.norm(wanted[2], axis=1, keepdims=True)
+    state, _ = step(state, batches[0], DIALS)
+    for got, value, slope in zip(state.params[:4], wanted, slopes, strict=True):
+        sure = (np.abs(slope) > 1e-5) | (slope == 0)
+        np.testing.assert_allclose(np.asarray(got)[sure], value[sure], atol=2e-5)
+
+
+def test_dead_counters_are_exact_to_the_row():
+    rng = np.random.default_rng(0)
+    m, counted = 20, np.zeros(20, int)
+    since = jnp.zeros(m, jnp.int32)
+    for _ in range(6):
+        indices = np.stack([rng.permutation(m)[:3] for _ in range(8)])
+        values = rng.random((8, 3)) * (rng.random((8, 3)) < 0.3)
+        codes = Codes(jnp.asarray(indices, jnp.int32), jnp.asarray(values, jnp.float32))
+        since = count_rows(since, codes)
+        counted = reference.rows_since_fired(counted, np.asarray(codes.dense(m)), 8)
+        np.testing.assert_array_equal(since, counted)
+    top = jnp.full(m, jnp.iinfo(jnp.int32).max - 3, jnp.int32)
+    assert (np.asarray(count_rows(top, codes)) >= 0).all(), "saturates, never wraps"
+
+
+def test_dead_features_learn_through_auxk_only():
+    params = model.initial_params(jax.random.key(0), 64, mean=jnp.zeros(12))
+    z = jax.random.normal(jax.random.key(1), (32, 12))
+    dead = jnp.arange(64) >= 60
+    # Far below the others: never among the k, but still active on their own.
+    params = params._replace(encoder_bias=jnp.where(dead, 0.0, 30.0))
+    recipe = RECIPE._replace(k_aux=2)
+    slope = jax.jit(jax.grad(loss, has_aux=True), static_argnums=(4, 6))
+    without, _ = slope(params, z, z, None, recipe, DIALS, 0)
+    with_aux, _ = slope(params, z, z, dead, recipe, DIALS, 2)
+    assert (np.asarray(without.encoder)[60:] == 0).all()
+    assert (np.abs(np.asarray(with_aux.encoder)[60:]).max(1) > 0).all()
+
+
+def test_learning_rate_warms_up_stays_and_falls():
+    rate = schedule(step_config.Rate(100, 10, 0.2))
+    np.testing.assert_allclose(
+        [2 * rate(t) for t in (0, 4, 9, 50, 80, 90, 99)], [0.2, 1, 2, 2, 2, 1, 0.1], rtol=1e-6
+    )
+    assert float(schedule(step_config.Rate(10, 0, 0.0))(9)) == 1
+
+
+def test_a_planted_dictionary_is_found(tmp_path):
+    store = write_planted_store(tmp_path / "store", images=120, true=20, d=16)
+    out = tmp_path / "run"
+    summary = train_sae(
+        TrainSAEConfig(
+            store=store, site=SITE, out=out, atoms=48, k=5, batch=256, rows=150_000, aux=0
+        )
+    )
+    assert summary["heldout"]["fvu_normalized"] < 0.08
+    assert summary["heldout"]["fvu"] < 0.1
+    assert summary["heldout"]["l0"] <= 5
+    params, (normalization, _), *_ = read_sae(out, read_run(out))
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(20, 16))
+    true /= np.linalg.norm(true, axis=1, keepdims=True)
+    scale = np.exp(0.5 * rng.normal(size=16))
+    scale[1] = 20
+    true = true * scale / normalization.inverse
+    true /= np.linalg.norm(true, axis=1, keepdims=True)
+    best = (np.asarray(params.atoms) @ true.T).max(0)
+    assert np.median(best) > 0.9, best
+
+
+def test_run_folder_holds_everything(whole):
+    config, summary = whole
+    names = {path.name for path in config.out.iterdir()}
+    assert {"config.json", "metrics.jsonl", "summary.json", "loss.png", "checkpoints"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert json.loads((config.out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    lines = read_lines(config.out / "metrics.jsonl")
+    held = [line for line in lines if line["kind"] == "heldout"][-1]
+    assert held["fvu"] == summary["heldout"]["fvu"]
+    assert set(held["fvu_per_step"]) == {"0", "1"}
+    last = [line for line in lines if line["kind"] == "train"][-1]
+    assert last["rows"] == config.rows and last["dead"] == pytest.approx(
+        summary["training"]["dead_share"]
+    )
+    assert (config.out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_logging_and_measuring_change_no_number(whole, tmp_path):
+    config, _ = whole
+    other = dataclasses.replace(
+        config, out=tmp_path / "run", log_every=1, eval_every=13, save_every=17, memory=0
+    )
+    train_sae(other)
+    assert weights(other.out) == weights(config.out)
+
+
+def test_seed_changes_the_weights(whole, tmp_path):
+    config, _ = whole
+    other = dataclasses.replace(config, out=tmp_path / "run", seed=1)
+    train_sae(other)
+    assert weights(other.out)[1] != weights(config.out)[1]
+
+
+def test_sigterm_saves_and_exits_and_resume_goes_on(whole, tmp_path):
+    config, _ = whole
+    out = tmp_path / "run"
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate():
+        while not read_lines(out / "metrics.jsonl"):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate, daemon=True).start()
+    longer = dataclasses.replace(
+        config, out=out, log_every=1, rows=128 * 5000, save_every=10_000, aux=0
+    )
+    with pytest.raises(SystemExit) as stopped:
+        train_sae(longer)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    step, _ = weights(out)
+    assert 1 <= step < 5000
+    assert read_lines(out / "metrics.jsonl")[-1]["step"] == step
+
+
+def test_folder_in_use_and_other_settings_are_refused_by_name(whole, store, tmp_path):
+    config, _ = whole
+    with pytest.raises(FileExistsError, match="--resume"):
+        train_sae(config)
+    with pytest.raises(ValueError, match=r"--k = 4 .*got 5"):
+        train_sae(dataclasses.replace(config, resume=True, k=5))
+    other = write_planted_store(tmp_path / "other", seed=9, images=48)
+    with pytest.raises(ValueError, match=r"store fingerprint = '\w+' .*got '\w+'"):
+        train_sae(dataclasses.replace(config, resume=True, store=other))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"found no config\.json"):
+        train_sae(dataclasses.replace(config, resume=True, out=tmp_path / "foreign"))
+
+
+def test_resume_of_a_finished_run_leaves_its_weights(whole):
+    config, summary = whole
+    before = weights(config.out)
+    again = train_sae(dataclasses.replace(config, resume=True))
+    assert weights(config.out) == before
+    assert again["heldout"] == summary["heldout"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(store, tmp_path):
+    config = TrainSAEConfig(
+        store=store, out=tmp_path / "run", **SMALL, aux=0, lr=1e30, clip=0, save_every=1
+    )
+    with pytest.raises(ValueError, match=r"finite loss, got .*last good checkpoint: .*; start"):
+        train_sae(config)
+
+
+def test_store_without_validation_images_still_trains(tmp_path):
+    store = write_planted_store(tmp_path / "store", validation=0, images=16)
+    config = TrainSAEConfig(store=store, out=tmp_path / "run", **{**SMALL, "rows": 1280, "aux": 0})
+    assert train_sae(config)["heldout"] is None
+
+
+def test_bad_settings_say_what_was_expected(store, tmp_path):
+    for wrong, message in (
+        ({"k": 0}, r"--k: expected a whole number"),
+        ({"rows": 3}, r"at least one batch \(128\), got 3"),
+        ({"k": 49}, r"at most the number of atoms \(48\), got 49"),
+        ({"b1": 1.0}, r"--b1: expected a decay in \[0, 1\), got 1\.0"),
+        ({"normalize": "pca"}, r"--normalize: expected one of"),
+        ({"steps": (1, 1)}, r"--steps: expected different indices"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainSAEConfig(store=store, out=tmp_path, **{**SMALL, **wrong})
+    config = TrainSAEConfig(store=store, out=tmp_path / "x", site=SITE, k=200)
+    with pytest.raises(ValueError, match=r"number of atoms \(128\), got 200"):
+        train_sae(config)
+    assert not (tmp_path / "x").exists()
+
+
+def test_every_field_of_the_config_is_read():
+    rooms = (Path(module.__file__).parent for module in (train, kinds))
+    files = (file for room in rooms for file in room.glob("*.py") if file.name != "config.py")
+    sources = [file.read_text() for file in files]
+    read = {"preset"} | {  # the command line reads that one, before there is a config
+        node.attr
+        for node in ast.walk(
+            ast.parse("\n".join(s.replace("from __future__", "# ") for s in sources))
+        )
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name | ast.Attribute)
+        and (node.value.id if isinstance(node.value, ast.Name) else node.value.attr).endswith(
+            "config"
+        )
+    }
+    assert {field.name for field in dataclasses.fields(TrainSAEConfig)} <= read
