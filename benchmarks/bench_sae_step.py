@@ -12,8 +12,16 @@ from record import answer, interleaved
 
 from jaxdict.codes import top_k
 from jaxdict.devices import huge_pages
-from jaxdict.rows import Space
-from jaxdict.sae import Adam, Batch, Dials, Rate, Recipe, initial_state, make_update
+from jaxdict.rows import Normalizer
+from jaxdict.sae import (
+    AdamConfig,
+    Batch,
+    Hyperparams,
+    ScheduleConfig,
+    StepConfig,
+    initial_state,
+    make_update,
+)
 
 SHAPES = ((1024, 128, 1024, 16), (1024, 768, 12288, 32), (1024, 3072, 12288, 32))
 QUICK = ((256, 64, 256, 8),)
@@ -29,22 +37,30 @@ def measure(n: int, d: int, m: int, k: int, *, rounds: int = 15) -> dict[str, ob
     x = jnp.asarray(weights @ truth / np.sqrt(d))
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     variance = float(jnp.square(x - x.mean(0)).sum(1).mean())
-    recipe = Recipe(
-        "topk", k, k, 0, "", 10**9, 0.0, Rate(10_000, 5, 0.0), Adam(0.9, 0.999, 1e-8, 1.0)
+    step_config = StepConfig(
+        "topk",
+        k,
+        k,
+        0,
+        "",
+        10**9,
+        0.0,
+        ScheduleConfig(10_000, 5, 0.0),
+        AdamConfig(0.9, 0.999, 1e-8, 1.0),
     )
-    dials = Dials(*(jnp.float32(value) for value in (1e-3, 0.0, 0.0, variance)))
-    batch = Batch(bits, Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d)))
-    state = initial_state(jax.random.key(0), m, mean=x.mean(0), recipe=recipe)
-    step = make_update(recipe)
+    hyperparams = Hyperparams(*(jnp.float32(value) for value in (1e-3, 0.0, 0.0, variance)))
+    batch = Batch(bits, Normalizer(jnp.zeros(d), jnp.ones(d), jnp.ones(d)))
+    state = initial_state(jax.random.key(0), m, mean=x.mean(0), step_config=step_config)
+    step = make_update(step_config)
     losses = []
     for _ in range(20):
-        state, metrics = step(state, batch, dials)
+        state, metrics = step(state, batch, hyperparams)
         losses.append(float(metrics.loss))
     assert losses[-1] < 0.9 * losses[0], losses
     holder = [state]
 
     def full() -> None:
-        holder[0], metrics = step(holder[0], batch, dials)
+        holder[0], metrics = step(holder[0], batch, hyperparams)
         jax.block_until_ready(metrics.loss)
 
     encoder = jnp.copy(holder[0].params.encoder)

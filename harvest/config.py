@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from harvest.flags import expect
+
 
 @dataclass(frozen=True)
 class HarvestConfig:
@@ -79,21 +81,21 @@ class HarvestConfig:
         """Check every field that can be checked without the model."""
         whole = ("images", "steps", "seed", "batch", "images_per_shard", "height", "width")
         for name in (*whole, "tokens_per_image"):
-            _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        _expect(bool(Path(self.out).name), "out", "a folder's name or a URL", str(self.out))
-        _expect(self.seed < 2**63, "seed", "less than 2**63", self.seed)
+            expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        expect(bool(Path(self.out).name), "out", "a folder's name or a URL", str(self.out))
+        expect(self.seed < 2**63, "seed", "less than 2**63", self.seed)
         length = self.max_sequence_length
-        _expect(0 <= length <= 512, "max_sequence_length", "0 to 512 tokens", length)
-        _expect(0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
-        _expect(any(self.sites), "sites", "at least one site such as double.2.img", self.sites)
-        _expect(bool(self.model), "model", "shapes, a folder or a hub id", self.model)
+        expect(0 <= length <= 512, "max_sequence_length", "0 to 512 tokens", length)
+        expect(0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
+        expect(any(self.sites), "sites", "at least one site such as double.2.img", self.sites)
+        expect(bool(self.model), "model", "shapes, a folder or a hub id", self.model)
         for name in ("chunk_mb", "buffer_mb"):
-            _expect(getattr(self, name) > 0, name, "more than 0 MB", getattr(self, name))
+            expect(getattr(self, name) > 0, name, "more than 0 MB", getattr(self, name))
         chosen = self.capture_steps
         listed = re.fullmatch(r"\d+(\s*,\s*\d+)*", chosen) is not None
-        _expect(chosen == "all" or listed, "capture_steps", "all, or numbers such as 0,2", chosen)
+        expect(chosen == "all" or listed, "capture_steps", "all, or numbers such as 0,2", chosen)
         guidance = self.guidance
-        _expect(guidance is None or guidance >= 0, "guidance", "0 or more", guidance)
+        expect(guidance is None or guidance >= 0, "guidance", "0 or more", guidance)
 
     def numbers(self, steps: int) -> tuple[int, ...]:
         """The captured ones of so many denoising steps, ascending.
@@ -105,11 +107,5 @@ class HarvestConfig:
             return tuple(range(steps))
         numbers = tuple(sorted({int(text) for text in self.capture_steps.split(",")}))
         last = numbers[-1]
-        _expect(last < steps, "capture_steps", f"numbers from 0 to {steps - 1}", last)
+        expect(last < steps, "capture_steps", f"numbers from 0 to {steps - 1}", last)
         return numbers
-
-
-def _expect(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        flag = "--" + name.replace("_", "-")
-        raise ValueError(f"{flag}: expected {expected}, got {got!r}; change {flag}")

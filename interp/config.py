@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from harvest.flags import expect
+
 SPLITS = ("validation", "train", "all")
 DEVICES = ("auto", "cpu", "cuda")
 HEATS = ("soft", "grid")
-
-
-def _expect(condition: bool, name: str, expected: str, got: object, do: str) -> None:
-    """Raise a ValueError of the house form when `condition` does not hold."""
-    if not condition:
-        raise ValueError(f"--{name.replace('_', '-')}: expected {expected}, got {got!r}; {do}")
 
 
 @dataclass(frozen=True)
@@ -61,15 +57,15 @@ class IndexConfig:
         """Check every field that can be checked without the store."""
         for name, options in (("split", SPLITS), ("device", DEVICES)):
             value = getattr(self, name)
-            _expect(value in options, name, f"one of {options}", value, "pick one of them")
+            expect(value in options, name, f"one of {options}", value, "pick one of them")
         for name in ("images", "quantiles", "words", "seed"):
             value = getattr(self, name)
-            _expect(value >= 0, name, "a whole number of at least 0", value, "raise it")
+            expect(value >= 0, name, "a whole number of at least 0", value, "raise it")
         for name in ("top", "batch"):
             value = getattr(self, name)
-            _expect(value >= 1, name, "a whole number of at least 1", value, "raise it")
-        _expect(self.bins >= 2, "bins", "at least 2", self.bins, "raise it")
-        _expect(
+            expect(value >= 1, name, "a whole number of at least 1", value, "raise it")
+        expect(self.bins >= 2, "bins", "at least 2", self.bins, "raise it")
+        expect(
             all(step >= 0 for step in self.steps) and len(set(self.steps)) == len(self.steps),
             "steps",
             "different indices of at least 0",
@@ -99,8 +95,8 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the index."""
-        _expect(
+        expect(
             self.features >= 0, "features", "a number of at least 0", self.features, "use 0 for all"
         )
-        _expect(32 <= self.size <= 1024, "size", "32 to 1024 pixels", self.size, "use 192 or so")
-        _expect(self.heat in HEATS, "heat", f"one of {HEATS}", self.heat, "pick one of them")
+        expect(32 <= self.size <= 1024, "size", "32 to 1024 pixels", self.size, "use 192 or so")
+        expect(self.heat in HEATS, "heat", f"one of {HEATS}", self.heat, "pick one of them")

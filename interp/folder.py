@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxdict.dictionary import whole_folder
+from harvest.atomic import whole_folder
 
 
 @contextmanager

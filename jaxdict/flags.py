@@ -1,39 +1,13 @@
-"""Checks of settings: each names the flag, what was expected, what came and what to do about it."""
+"""What several verbs' settings have in common. Imports neither torch nor jax, so that `--help` is quick."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
+from harvest.flags import expect
+
 NORMALIZATIONS = ("none", "rms", "standardize", "whiten")
-"""Fixed maps before a dictionary, by name; see `jaxdict.rows.normalization.fit`."""
-
-
-def expect(condition: bool, name: str, expected: str, got: object, do: str) -> None:
-    """Raise a ValueError of the house form when `condition` does not hold.
-
-    Args:
-        condition: whether the setting is good.
-        name: the config's field; its flag is named in the message.
-        expected: what is accepted.
-        got: what came.
-        do: what to do about it.
-    """
-    if not condition:
-        raise ValueError(f"--{name.replace('_', '-')}: expected {expected}, got {got!r}; {do}")
-
-
-def one_of(config: Any, name: str, options: Collection[str]) -> None:
-    """Check that a field holds one of a few words."""
-    value = getattr(config, name)
-    expect(value in options, name, f"one of {tuple(options)}", value, "pick one of them")
-
-
-def at_least(config: Any, least: float, names: Collection[str], expected: str) -> None:
-    """Check that each of these fields holds `least` or more."""
-    for name in names:
-        value = getattr(config, name)
-        expect(value >= least, name, expected, value, "raise it")
+"""Fixed maps before a dictionary, by name; see `jaxdict.rows.fit`."""
 
 
 def captured_steps(config: Any) -> None:

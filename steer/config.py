@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from harvest.flags import expect
+
 Steps = tuple[int, int]
 Rectangle = tuple[int, int, int, int]
 
@@ -119,11 +121,11 @@ class PictureConfig:
         """Check every field that needs no file."""
         parse_steps(self.steps)
         parse_region(self.region)
-        _expect(0 < self.coverage <= 1, "coverage", "a share above 0 and at most 1", self.coverage)
+        expect(0 < self.coverage <= 1, "coverage", "a share above 0 and at most 1", self.coverage)
         for name in ("num_steps", "height", "width", "max_sequence_length"):
             value = getattr(self, name)
-            _expect(value >= 0, name, "0 or more", value)
-        _expect(min(self.ablate, default=0) >= 0, "ablate", "features of 0 or more", self.ablate)
+            expect(value >= 0, name, "0 or more", value)
+        expect(min(self.ablate, default=0) >= 0, "ablate", "features of 0 or more", self.ablate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +152,9 @@ class SteerConfig(PictureConfig):
     def __post_init__(self) -> None:
         """Check every field that needs no file."""
         super().__post_init__()
-        _expect(self.feature >= 0, "feature", "0 or more", self.feature)
-        _expect(math.isfinite(self.value), "value", "a finite number", self.value)
-        _expect(bool(self.prompt.strip()), "prompt", "some text", self.prompt)
+        expect(self.feature >= 0, "feature", "0 or more", self.feature)
+        expect(math.isfinite(self.value), "value", "a finite number", self.value)
+        expect(bool(self.prompt.strip()), "prompt", "some text", self.prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,15 +202,9 @@ class SteerEvalConfig(PictureConfig):
         parse_tag(self.wanted, "--wanted")
         if self.source is not None:
             parse_tag(self.source, "--source")
-        _expect(len(self.feature) >= 1, "feature", "at least one feature", self.feature)
-        _expect(min(self.feature, default=0) >= 0, "feature", "0 or more", self.feature)
-        _expect(len(self.value) >= 1, "value", "at least one value", self.value)
-        _expect(all(map(math.isfinite, self.value)), "value", "finite numbers", self.value)
+        expect(len(self.feature) >= 1, "feature", "at least one feature", self.feature)
+        expect(min(self.feature, default=0) >= 0, "feature", "0 or more", self.feature)
+        expect(len(self.value) >= 1, "value", "at least one value", self.value)
+        expect(all(map(math.isfinite, self.value)), "value", "finite numbers", self.value)
         for name in ("images", "selection", "batch", "shown"):
-            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-
-
-def _expect(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise a ValueError of the house form when `condition` does not hold."""
-    if not condition:
-        raise ValueError(f"--{name.replace('_', '-')}: expected {expected}, got {got!r}")
+            expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))

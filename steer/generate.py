@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from harvest.atomic import write_json
 from harvest.models import LoadedModel, load_model
 from steer.coder import Coder
 from steer.config import PictureConfig, Rectangle, SteerConfig, parse_region, parse_steps
@@ -83,7 +81,7 @@ def steer(config: SteerConfig) -> dict[str, Any]:
         "changed_pixels": round(float((before != after).any(-1).mean()), 4),
         "files": {name: str(path) for name, path in paths.items()},
     }
-    save_json(dataclasses.asdict(config), config.out / "config.json")
+    write_json(config.out / "config.json", dataclasses.asdict(config))
     print(f"steered: {words}")
     for name, path in paths.items():
         print(f"  {name:<10} {path}")
@@ -192,11 +190,3 @@ def outline(
     for y, x in np.argwhere(padded[:, 1:] != padded[:, :-1]):
         pen.line((x * wide, (y - 1) * high, x * wide, y * high), fill=(60, 90, 160), width=2)
     return np.asarray(image)
-
-
-def save_json(value: Any, path: Path) -> Path:
-    """Write JSON, all of it or nothing; paths as text."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from harvest.atomic import whole_file
 
 INK, PALE, PAPER = (32, 34, 40), (116, 120, 130), (255, 255, 255)
 GOOD, LINE = (22, 140, 80), (218, 220, 226)
@@ -114,9 +115,8 @@ def difference(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, int]:
 def save_picture(picture: np.ndarray | Image.Image, path: Path) -> Path:
     """Write a PNG, all of it or nothing."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with whole_file(path) as draft:
+        image.save(draft, format="PNG")
     return path
 
 

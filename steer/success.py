@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
+from harvest.atomic import write_json, write_text
 from harvest.models import LoadedModel
 from steer.coder import Coder
 from steer.config import SteerEvalConfig, parse_region, parse_tag
@@ -31,7 +31,6 @@ from steer.generate import (
     open_model,
     paint,
     picture_size,
-    save_json,
 )
 from steer.hooks import steering
 from steer.judge import Verdict, attributes, choose_object, compare, summarize, token_mask
@@ -104,8 +103,8 @@ def measure(config: SteerEvalConfig) -> dict[str, Any]:
         "selection_images": config.selection if selection else 0,
     }
     config.out.mkdir(parents=True, exist_ok=True)
-    save_json(dataclasses.asdict(config), config.out / "config.json")
-    save_json(summary, config.out / "summary.json")
+    write_json(config.out / "config.json", dataclasses.asdict(config))
+    write_json(config.out / "summary.json", summary)
     _save_verdicts(cases, steered, random, config.out / "verdicts.jsonl")
     sheet = save_picture(
         _draw(summary, cases, steered, random, config.shown), config.out / "sheet.png"
@@ -276,9 +275,7 @@ def _save_verdicts(
         )
         for case, one, two in zip(cases, steered, random, strict=True)
     ]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _draw(

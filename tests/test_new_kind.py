@@ -17,7 +17,7 @@ from jaxdict.rows.source import floats, source_of
 from jaxdict.runs.folder import CONFIG, read_json
 from jaxdict.sae import kinds, model
 from jaxdict.sae.config import TrainSAEConfig
-from jaxdict.sae.step_config import How
+from jaxdict.sae.step_config import Execution
 from jaxdict.training import sweep
 from steer.coder import Coder
 from tests.jaxdict.command import words
@@ -42,12 +42,16 @@ class MeanK(kinds.SAE):
         return {"bandwidth": config.bandwidth}
 
     @classmethod
-    def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0):
-        codes, aux = model.encode(params, z, recipe.slots, dead=dead, k_aux=k_aux, how=recipe.how)
-        largest = jax.lax.top_k(jax.lax.stop_gradient(codes.values), recipe.k)[0]
+    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0):
+        codes, aux = model.encode(
+            params, z, step_config.slots, dead=dead, k_aux=k_aux, execution=step_config.execution
+        )
+        largest = jax.lax.top_k(jax.lax.stop_gradient(codes.values), step_config.k)[0]
         tau = jnp.mean(jnp.min(largest, axis=1))
         kept = jnp.where(codes.values >= tau, codes.values, 0.0)
-        penalty = dials.sparsity * jnp.mean(jnp.sum(kept, axis=1)) / jnp.sqrt(dials.variance)
+        penalty = (
+            hyperparams.sparsity * jnp.mean(jnp.sum(kept, axis=1)) / jnp.sqrt(hyperparams.variance)
+        )
         return kinds.Active(Codes(codes.indices, kept), aux, penalty, tau)
 
 
@@ -102,7 +106,7 @@ def test_members_of_a_new_kind_share_a_step_unless_it_reads_what_they_differ_in(
 ):
     for swept, sizes in (("penalty=l0,tanh", [2]), ("bandwidth=0.2,0.5", [1, 1])):
         config = TrainSAEConfig(store=store, out=tmp_path, **SMALL, sweep=(swept,))
-        groups = sweep.grouped(sweep.expand(config, open_store(store)), How())
+        groups = sweep.grouped(sweep.expand(config, open_store(store)), Execution())
         assert [len(group.members) for group in groups] == sizes
 
 

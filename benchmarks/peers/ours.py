@@ -11,8 +11,17 @@ import numpy as np
 from serve import Batches, Job, serve
 
 from jaxdict.devices import huge_pages
-from jaxdict.rows import Space
-from jaxdict.sae import Adam, Batch, Dials, Rate, Recipe, initial_state, make_update, model
+from jaxdict.rows import Normalizer
+from jaxdict.sae import (
+    AdamConfig,
+    Batch,
+    Hyperparams,
+    ScheduleConfig,
+    StepConfig,
+    initial_state,
+    make_update,
+    model,
+)
 
 
 class Ours:
@@ -28,7 +37,7 @@ class Ours:
         rate = job.rate or job.factor * 2e-3 * sqrt(1024 / job.m)
         # Of the default 100 steps of warm-up a short run has fewer, as the peers' do.
         warmup = 5 if job.flat else min(100, job.steps // 10)
-        recipe = Recipe(
+        step_config = StepConfig(
             kind="topk",
             k=job.k,
             slots=job.k,
@@ -36,28 +45,30 @@ class Ours:
             aux_form="residual",
             dead_rows=job.dead_rows or 200_000,
             ema=0.0,
-            rate=Rate(job.steps, warmup, 0.0 if job.flat else 0.2),
-            adam=Adam(0.7, 0.99, 1e-8, 1.0),
+            rate=ScheduleConfig(job.steps, warmup, 0.0 if job.flat else 0.2),
+            adam=AdamConfig(0.7, 0.99, 1e-8, 1.0),
         )
         variance = np.square(rows - mean).sum(1, dtype=np.float64).mean()
-        self.dials = Dials(*(jnp.float32(value) for value in (rate, 1 / 32, 0.0, variance)))
+        self.hyperparams = Hyperparams(
+            *(jnp.float32(value) for value in (rate, 1 / 32, 0.0, variance))
+        )
         # Rows come as bfloat16 bits, as a store holds them; the job's rows fit into them exactly.
         self.batches, self.at, self.k = Batches(bits_of(rows), job), 0, job.k
-        self.space = Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
+        self.normalizer = Normalizer(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
         self.state = initial_state(
-            jax.random.key(job.seed), job.m, mean=jnp.asarray(mean), recipe=recipe
+            jax.random.key(job.seed), job.m, mean=jnp.asarray(mean), step_config=step_config
         )
         first = self.state.params
         self.state = self.state._replace(params=first._replace(encoder=0.25 * first.encoder))
-        self.step = make_update(recipe)
+        self.step = make_update(step_config)
         return rate
 
     def run(self, steps: int) -> None:
         """The next steps."""
         metrics = None
         for t in range(self.at, self.at + steps):
-            batch = Batch(jnp.asarray(self.batches(t)), self.space)
-            self.state, metrics = self.step(self.state, batch, self.dials)
+            batch = Batch(jnp.asarray(self.batches(t)), self.normalizer)
+            self.state, metrics = self.step(self.state, batch, self.hyperparams)
         self.at += steps
         jax.block_until_ready((self.state, metrics))
 

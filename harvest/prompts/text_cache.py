@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from harvest.atomic import whole_file
 from harvest.config import HarvestConfig
 from harvest.models import LoadedModel
 from harvest.store import Location, first_line
@@ -55,12 +55,10 @@ class TextCache:
                 for first in range(0, len(texts), config.batch)
             ]
             whole = {name: torch.cat([part[name].cpu() for part in parts]) for name in _NAMES}
-            draft = self._file(shard).with_suffix(".partial")
             try:
-                save_file(whole, draft, {"fingerprint": self._fingerprint})
-                os.replace(draft, self._file(shard))
+                with whole_file(self._file(shard)) as draft:
+                    save_file(whole, draft, {"fingerprint": self._fingerprint})
             except (OSError, SafetensorError) as error:
-                draft.unlink(missing_ok=True)
                 raise OSError(
                     f"encoded prompts could not be written to {self.folder}: {first_line(error)}; "
                     "make room, and run the same command again: what was finished is kept"

@@ -6,7 +6,6 @@ python -m harvest.shapes.quality --prompts 500 --steps 8
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from diffusers import FluxPipeline
 from tqdm import tqdm
 
+from harvest.atomic import write_json
 from harvest.shapes import check, draw
 
 HELD_OUT_SEED = 990_001
@@ -139,7 +139,7 @@ def main() -> None:
     for case, shares in report.items():
         print(f"{case:28s}", "  ".join(f"{name} {share:.3f}" for name, share in shares.items()))
     if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(arguments.out, report)
         print(f"wrote {arguments.out}")
 
 

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harvest import atomic
+
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])", re.IGNORECASE)
 _AT_ONCE = 16
 """Requests at a time."""
@@ -136,12 +138,9 @@ class Location:
             except self.errors as error:
                 raise OSError(f"{self} cannot be written: {first_line(error)}") from error
             return
-        draft = self.path.with_name(f".{self.path.name}.new")
         try:
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, self.path)
+            atomic.write_text(self.path, text)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise OSError(f"{self} cannot be written: {first_line(error)}") from error
 
     @cached_property

@@ -12,7 +12,6 @@ the step of an example, and their values.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from harvest.atomic import write_json
 from jaxdict.dictionary import read_facts
 
 FORMAT = "jaxdict-index"
@@ -189,10 +189,7 @@ def save_index(index: FeatureIndex, folder: Path) -> None:
     with open(arrays, "wb") as file:
         np.savez(file, **{name: getattr(index, name) for name in ARRAYS})
     facts = {"format": FORMAT, "version": VERSION, "arrays_sha256": _sha256(arrays), **index.facts}
-    text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = folder / f".{FACTS_FILE}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, folder / FACTS_FILE)
+    write_json(folder / FACTS_FILE, facts, indent=1, allow_nan=False)
 
 
 def load_index(path: str | os.PathLike[str]) -> FeatureIndex:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from harvest.atomic import write_json
 from harvest.sites import parse_site
 from harvest.store import open_store
 from interp.config import IndexConfig
@@ -117,8 +118,8 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
             **arrays,
         )
         saved = {"verb": "interp index", **dataclasses.asdict(config)}
-        _write_json(folder / CONFIG_FILE, saved)
-        _write_json(folder / SUMMARY_FILE, summary)
+        write_json(folder / CONFIG_FILE, saved, allow_nan=False)
+        write_json(folder / SUMMARY_FILE, summary, allow_nan=False)
         save_index(index, folder)
     print(f"index of {summary['alive']} live features of {coder.m}: {config.out}")
     return summary
@@ -269,8 +270,3 @@ def _relative(store: Path | str, out: Path) -> str:
     if isinstance(store, str):
         return store
     return Path(os.path.relpath(store.resolve(), out.resolve())).as_posix()
-
-
-def _write_json(file: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    file.write_text(text + "\n", encoding="utf-8")

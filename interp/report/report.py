@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from tqdm import tqdm
 
+from harvest.atomic import write_json
 from harvest.store import Store, open_store
 from interp.config import ReportConfig
 from interp.folder import check_free, replaced
@@ -78,8 +78,7 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
         (folder / "index.html").write_text(text, encoding="utf-8")
         marker = {"format": FORMAT, "version": VERSION, "pages": len(features)}
         marker["config"] = {"verb": "interp report", **dataclasses.asdict(config)}
-        marked = json.dumps(marker, indent=2, default=str, ensure_ascii=False) + "\n"
-        (folder / MARKER).write_text(marked, encoding="utf-8")
+        write_json(folder / MARKER, marker)
     print(f"report with {len(features)} feature pages: {config.out / 'index.html'}")
     return {
         "report": str(config.out / "index.html"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from harvest.atomic import write_json
 from jaxdict.compare import plots
 from jaxdict.compare.config import CompareConfig
 from jaxdict.compare.groups import (
@@ -20,7 +21,8 @@ from jaxdict.compare.groups import (
 )
 from jaxdict.compare.rows import measure_rows, open_stores
 from jaxdict.compare.sources import Member, Places, find_members
-from jaxdict.runs import plain, write_json
+from jaxdict.plots import MISSING
+from jaxdict.runs import plain
 from jaxdict.tables import number, percent, print_table
 
 _FILE = "compare.json"
@@ -91,7 +93,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     write_json(config.out / _FILE, result)
     print(f"\ncomparison: {config.out / _FILE}")
     if pictures is None:
-        print("no plots: matplotlib is not installed (pip install 'jaxdict[interp]')")
+        print(f"no plots: {MISSING}")
     elif pictures:
         print("plots: " + ", ".join(map(str, pictures)))
     return result

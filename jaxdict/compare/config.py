@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import tyro.conf
 
-from jaxdict.flags import at_least, expect, one_of
+from harvest.flags import at_least, expect, one_of
 
 GROUPINGS = ("store", "seed", "folder")
 PARTS = ("image", "prompt", "step", "token")

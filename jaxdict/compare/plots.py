@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdict.compare.groups import Groups
+from jaxdict.plots import available, save
 from jaxdict.tables import some
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def draw(
         The pictures: similarity.png; matching.png of two groups, or matching-1-2.png and so on of
         several; groups.png of three groups or more. None without matplotlib.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
+    if not available():
         return None
     edges = [int(i) for i in np.flatnonzero(np.diff(groups.of)) + 1]
     square = _figure(measures, names, names, "Similarity of ITDA dictionaries")
@@ -59,7 +57,7 @@ def draw(
         for edge in edges:
             axes.axhline(edge - 0.5, color="white", lw=1.5)
             axes.axvline(edge - 0.5, color="white", lw=1.5)
-    pictures = [_save(square, out / "similarity.png")]
+    pictures = [save(square, out / "similarity.png")]
     pairs = list(combinations(range(len(groups.names)), 2))
     for a, b in pairs:
         rows, columns = (np.flatnonzero(groups.of == group) for group in (a, b))
@@ -74,14 +72,14 @@ def draw(
             "framed: the most similar of the row (red: another site)", fontsize=9, color="#555555"
         )
         name = "matching.png" if len(pairs) == 1 else f"matching-{a + 1}-{b + 1}.png"
-        pictures.append(_save(figure, out / name))
+        pictures.append(save(figure, out / name))
     if len(groups.names) > 2:
         title = "Groups: mean similarity at the same site"
         figure = _figure(between, groups.names, groups.names, title)
         for axes, values in zip(figure.axes, between.values(), strict=True):
             off = np.where(np.eye(len(groups.names), dtype=bool), np.nan, values)
             _map(axes, values, _highest(off), groups.names, groups.names)
-        pictures.append(_save(figure, out / "groups.png"))
+        pictures.append(save(figure, out / "groups.png"))
     return pictures
 
 
@@ -145,11 +143,3 @@ def _mark_best(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Seq
                 (j - 0.45, i - 0.45), 0.9, 0.9, fill=False, lw=1.8, ec="white" if right else _WRONG
             )
         )
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    """Write at once: the picture is the old one or the new one, never half of it."""
-    draft = path.with_name(f".{path.name}.new")
-    figure.savefig(draft, dpi=130, format="png")
-    os.replace(draft, path)
-    return path

@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+from harvest.atomic import write_json
+from harvest.flags import at_least
 from harvest.store import open_store
 from jaxdict import cli
 from jaxdict.demo.sheet import draw_sheet
-from jaxdict.flags import at_least
 
 SITE = "double.2.img"
 """The site that is learned: the image stream after the last double block."""
@@ -87,6 +88,7 @@ class _Journey:
         started = time.perf_counter()
         summary = cli.call(_resumable(command))
         self.seconds[name] = round(time.perf_counter() - started, 1)
+        record.parent.mkdir(exist_ok=True)
         write_json(record, {"command": command, "seconds": self.seconds[name], "summary": summary})
         return json.loads(record.read_text())["summary"]
 
@@ -295,14 +297,6 @@ def in_words(summary: dict[str, Any], out: Path, sheet: Path) -> str:
         f"  numbers      {out / 'summary.json'}",
     ]
     return "\n".join(lines)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all, making the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
 
 
 def _command(verb: str, *positional: object, **flags: object) -> list[str]:

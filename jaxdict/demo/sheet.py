@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from harvest.atomic import whole_file
 from harvest.store import open_store
 
 WIDTH = 1600
@@ -40,9 +41,8 @@ def draw_sheet(out: Path, summary: dict[str, Any]) -> Path:
         sheet.paste(panel, (_MARGIN, top))
         top += panel.height + _MARGIN
     target = out / "sheet.png"
-    partial = target.with_name("sheet.partial.png")
-    sheet.save(partial, optimize=True)
-    partial.replace(target)
+    with whole_file(target) as draft:
+        sheet.save(draft, format="PNG", optimize=True)
     return target
 
 

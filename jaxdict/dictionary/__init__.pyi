@@ -10,4 +10,3 @@ from .files import load_dictionary as load_dictionary
 from .files import read_facts as read_facts
 from .files import refuse_foreign as refuse_foreign
 from .files import save_dictionary as save_dictionary
-from .files import whole_folder as whole_folder

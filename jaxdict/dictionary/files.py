@@ -26,10 +26,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +33,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from harvest.atomic import whole_folder
 from jaxdict.dictionary.arrays import ENCODER_KINDS, KINDS, TENSORS, Dictionary, check
 
 __all__ = [
@@ -49,7 +46,6 @@ __all__ = [
     "read_facts",
     "refuse_foreign",
     "save_dictionary",
-    "whole_folder",
 ]
 
 FORMAT = "jaxdict-dictionary"
@@ -89,33 +85,6 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Pat
         for file in folder.iterdir():
             file.chmod(0o644)
     return target
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that takes its place when the block ends well.
-
-    If the block raises, the temporary folder is removed and `target` is left as it was.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if target.exists():
-            # os.replace cannot put a folder over a non-empty one: step the old one aside first.
-            aside = temporary.with_suffix(".old")
-            os.replace(target, aside)
-            try:
-                os.replace(temporary, target)
-            except BaseException:
-                os.replace(aside, target)
-                raise
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_dictionary(path: str | os.PathLike[str]) -> Dictionary:

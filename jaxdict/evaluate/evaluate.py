@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harvest.atomic import write_json
 from harvest.store import open_store
 from jaxdict.dictionary import Dictionary, load_dictionary
 from jaxdict.evaluate import baselines
@@ -14,8 +15,9 @@ from jaxdict.evaluate import plots as eval_plots
 from jaxdict.evaluate.config import EvalConfig
 from jaxdict.evaluate.rows import Rows, check_width, choose_rows
 from jaxdict.metrics import Measurement, Quality, measure_dictionary, pursuit_encoder, quality_of
+from jaxdict.plots import MISSING
 from jaxdict.rows import stream_of
-from jaxdict.runs import plain, write_json
+from jaxdict.runs import plain
 from jaxdict.sae import kinds
 from jaxdict.tables import number, percent, print_table
 
@@ -107,7 +109,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     write_json(config.out, result)
     print(f"evaluation: {config.out}")
     if plots is None:
-        print("no plots: matplotlib is not installed (pip install 'jaxdict[interp]')")
+        print(f"no plots: {MISSING}")
     elif plots:
         print("plots: " + ", ".join(result["plots"]))
     return result

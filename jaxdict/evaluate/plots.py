@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdict import plots
 from jaxdict.metrics import Quality, distributions
 from jaxdict.rows import stream_of
 
@@ -24,7 +24,6 @@ COLOURS = {
     "pca": "#2f9e63",
     "mean": "#8a8f98",
 }
-_GREY = "#8a8f98"
 _COSINES = (1, 0.9999, 0.999, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0, -0.5, -1)
 _MOST_BARS = 60
 
@@ -51,10 +50,10 @@ def draw(
         The pictures: eval.png; for several streams eval-img.png and eval-txt.png; for several sites
         of a stream eval-sites.png. None when matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not plots.available():
         return None
+    from matplotlib.figure import Figure
+
     pictures = []
     for name, ways in groups.items():
         figure = Figure(figsize=(15, 8.6), layout="constrained")
@@ -87,7 +86,7 @@ def _sheet(
     _cosine(panels[4], ways)
     _l0(panels[5], ways)
     for axes in panels:
-        _quiet(axes)
+        plots.quiet(axes, title=11)
     _head(figure, title, labels, ways)
 
 
@@ -255,7 +254,7 @@ def _sites(
                 axes.plot(range(len(sites)), heights, color=COLOURS[name], marker="o", ms=5, lw=1.6)
             _log(axes)
             axes.margins(x=0.5 if len(sites) == 1 else 0.03)
-            _quiet(axes)
+            plots.quiet(axes, title=11)
             if not column:
                 axes.set_ylabel(f"FVU, {space}")
         words = [site.replace(f".{stream}", "") for site in sites]
@@ -293,17 +292,5 @@ def _log(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _quiet(axes: Axes) -> None:
-    axes.grid(alpha=0.25, which="major")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.title.set_fontsize(11)
-
-
 def _save(figure: Figure, out: Path, suffix: str) -> Path:
-    """Write at once: the picture is the old one or the new one, never half of it."""
-    path = out.with_name(f"{out.stem}{suffix}.png")
-    draft = path.with_name(f".{path.name}.new")
-    figure.savefig(draft, dpi=130, format="png")
-    os.replace(draft, path)
-    return path
+    return plots.save(figure, out.with_name(f"{out.stem}{suffix}.png"))

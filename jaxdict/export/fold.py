@@ -107,7 +107,7 @@ def folding_error(
         slots that hold the same feature (two features within rounding of each other at the k-th
         place may change places, one within rounding of its threshold may be lost).
     """
-    space, out = to_device(normalization), to_device(target or normalization)
+    normalizer, out = to_device(normalization), to_device(target or normalization)
     far, spread, same, active, count = 0.0, 0.0, 0, 0, 0
     center = _raw_mean(target or normalization)
     some = rows.spread(8 * batch)
@@ -116,7 +116,7 @@ def folding_error(
         rebuilt = every if target_rows is None else floats(target_rows.read(images))
         for start in range(0, len(every), batch):
             x = jnp.asarray(every[start : start + batch])
-            codes = kinds.encode(params, normalize(space, x), int(dictionary.k))
+            codes = kinds.encode(params, normalize(normalizer, x), int(dictionary.k))
             y_hat = denormalize(out, kinds.decode(params, codes))
             folded = coder.encode(dictionary, x)
             again = coder.decode(dictionary, folded)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import tyro.conf
 
-from jaxdict.flags import at_least, expect
+from harvest.flags import at_least, expect
 
 
 @dataclass(frozen=True)

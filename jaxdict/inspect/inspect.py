@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from harvest.atomic import write_json
 from jaxdict.inspect.config import InspectConfig
 from jaxdict.tables import brief, flat, print_table, print_title, print_values
 
@@ -32,7 +33,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     facts = _inspect(config)
     if config.out is not None:
         make_folder(config.out.parent, "out")
-        config.out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(config.out, facts)
         print(f"\nJSON: {config.out}")
     problems = facts.get("problems")
     if problems:

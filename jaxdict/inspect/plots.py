@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harvest.store import Store
+from jaxdict import plots
 from jaxdict.inspect.spectrum import Spectrum
 
 _STREAMS = {"img": "image stream", "txt": "text stream"}
@@ -27,7 +27,6 @@ _MOST_TICKS = 12
 """Blocks up to which each has a tick; of more, each fifth."""
 _ROOM = 0.2
 """Share of an axis that the words beside the first single block need."""
-_GREY = "#8a8f98"
 
 
 class _Place(NamedTuple):
@@ -64,7 +63,7 @@ def plot_norms(out: Path, store: Store, means: Mapping[str, Sequence[float]]) ->
             axes.set(xlabel="block", title=_STREAMS[stream])
             axes.margins(y=0.12)
             _mark_blocks(axes, x, doubles)
-            _quiet(axes)
+            plots.quiet(axes, title=10)
         _scale_norms(panels[0], np.concatenate([means[s] for g in streams.values() for s in g]))
         panels[0].set_ylabel("mean norm of a row")
         if store.steps <= _MOST_NAMED:
@@ -106,11 +105,11 @@ def plot_spectrum(out: Path, store: Store, found: Mapping[str, Spectrum]) -> lis
                     lw=1.5 if named else 1.0,
                     label=site,
                 )
-            axes.axhline(90, color=_GREY, lw=0.8, ls=":")
+            axes.axhline(90, color=plots.GREY, lw=0.8, ls=":")
             axes.set(xlabel="principal components", ylim=(0, 102), title=_STREAMS[stream])
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            _quiet(axes)
+            plots.quiet(axes, title=10)
             if named:
                 axes.legend(fontsize=8, frameon=False, loc="lower right")
         panels[0].set_ylabel("variance explained, in %")
@@ -170,7 +169,7 @@ def _mark_blocks(axes: Any, x: np.ndarray, doubles: int) -> None:
     ticks = _ticks(int(x.min()), int(x.max()), doubles)
     axes.set_xticks(ticks, [_block(depth, doubles) for depth in ticks])
     if x.min() < doubles <= x.max():
-        axes.axvline(doubles - 0.5, color=_GREY, lw=0.8, ls="--")
+        axes.axvline(doubles - 0.5, color=plots.GREY, lw=0.8, ls="--")
         share = (doubles - x.min()) / (x.max() - x.min() + 1)
         room = {"right": share, "left": 1 - share}
         for text, side in (("double blocks ", "right"), (" single blocks", "left")):
@@ -182,7 +181,7 @@ def _mark_blocks(axes: Any, x: np.ndarray, doubles: int) -> None:
                 ha=side,
                 va="top",
                 fontsize=8,
-                color=_GREY,
+                color=plots.GREY,
             )
 
 
@@ -222,12 +221,6 @@ def _figure(panels: int, title: str, *, sharex: bool = False) -> tuple[Any, Sequ
     return figure, figure.subplots(1, panels, sharex=sharex, sharey=True, squeeze=False)[0]
 
 
-def _quiet(axes: Any) -> None:
-    axes.grid(alpha=0.25, which="major")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.title.set_fontsize(10)
-
-
 def _bar(figure: Any, panels: Sequence[Any], values: Sequence[float], label: str) -> Any:
     """A colour bar for lines whose colours are `_colours`, one for each of the ascending `values`."""
     from matplotlib.cm import ScalarMappable
@@ -243,9 +236,4 @@ def _bar(figure: Any, panels: Sequence[Any], values: Sequence[float], label: str
 
 
 def _save(figure: Any, out: Path, name: str, kind: str) -> Path:
-    """Write at once: the picture is the old one or the new one, never half of it."""
-    path = out / (name + (f"-{kind}" if kind else "") + ".png")
-    draft = path.with_name(f".{path.name}.new")
-    figure.savefig(draft, dpi=150, format="png")
-    os.replace(draft, path)
-    return path
+    return plots.save(figure, out / (name + (f"-{kind}" if kind else "") + ".png"), dpi=150)

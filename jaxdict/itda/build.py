@@ -14,21 +14,21 @@ from jaxdict.itda.config import TrainITDAConfig
 from jaxdict.itda.growth import Target, power_of_two
 from jaxdict.itda.threshold_search import Trial, next_threshold
 from jaxdict.pursuit import PreparedAtoms, choose_method
-from jaxdict.rows import Batch, Once, Space, bfloat16_rows, normalize
+from jaxdict.rows import Batch, Normalizer, SinglePass, bfloat16_rows, normalize
 from jaxdict.runs import Checkpoints
 
 # The first capacity. Smaller ones would cost more in compiling than they save in work.
 START = 256
 
 
-class Spaces(NamedTuple):
+class Normalizers(NamedTuple):
     """Normalized spaces of the rows that are read and, if there is a target, of those that are rebuilt."""
 
-    site: Space
-    target: Space | None = None
+    site: Normalizer
+    target: Normalizer | None = None
 
     @property
-    def out(self) -> Space:
+    def out(self) -> Normalizer:
         """Of the rows that are rebuilt."""
         return self.site if self.target is None else self.target
 
@@ -59,7 +59,7 @@ class Build(NamedTuple):
 
 def fresh(
     config: TrainITDAConfig,
-    once: Once,
+    once: SinglePass,
     trials: tuple[Trial, ...],
     threshold: float | None = None,
     total: int = 0,
@@ -79,7 +79,7 @@ def fresh(
 
 
 def grow_by(
-    config: TrainITDAConfig, spaces: Spaces, build: Build, batch: Batch, most: int
+    config: TrainITDAConfig, normalizers: Normalizers, build: Build, batch: Batch, most: int
 ) -> tuple[Build, dict[str, Any], bool]:
     """Look at one batch and let its rows join, unless that makes more than `most` atoms.
 
@@ -87,11 +87,11 @@ def grow_by(
         The build after the batch; what was seen, before any row joined: mean per-row FVU (of the
         target, if there is one), share of rows above the threshold, L0; False if there were too many.
     """
-    z = normalized(spaces.site, jnp.asarray(batch.bits), batch.count)
+    z = normalized(normalizers.site, jnp.asarray(batch.bits), batch.count)
     target = None
     if build.partner is not None:
-        assert spaces.target is not None and batch.target is not None
-        y = normalized(spaces.target, jnp.asarray(batch.target), batch.count)
+        assert normalizers.target is not None and batch.target is not None
+        y = normalized(normalizers.target, jnp.asarray(batch.target), batch.count)
         target = Target(build.partner, y)
     look = growth.look(
         build.atoms, z, build.threshold, config.duplicate, target, k=config.k, rule=config.rule
@@ -124,9 +124,9 @@ def grow_by(
 
 
 @jax.jit
-def normalized(space: Space, bits: jax.Array, count: int) -> jax.Array:
+def normalized(normalizer: Normalizer, bits: jax.Array, count: int) -> jax.Array:
     """bfloat16 bits [n, d] to rows in the dictionary's own space; zero from row `count` on."""
-    z = normalize(space, bfloat16_rows(bits))
+    z = normalize(normalizer, bfloat16_rows(bits))
     return jnp.where(jnp.arange(len(bits))[:, None] < count, z, 0)
 
 

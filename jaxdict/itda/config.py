@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from jaxdict.flags import NORMALIZATIONS, at_least, captured_steps, expect, one_of
+from harvest.flags import at_least, expect, one_of
+from jaxdict.flags import NORMALIZATIONS, captured_steps
 
 
 @dataclass(frozen=True)

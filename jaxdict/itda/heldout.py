@@ -12,7 +12,7 @@ import numpy as np
 
 from harvest.store import Store
 from jaxdict.codes import decode
-from jaxdict.itda.build import Build, Spaces
+from jaxdict.itda.build import Build, Normalizers
 from jaxdict.itda.config import TrainITDAConfig
 from jaxdict.metrics import BatchReport, Measurement, batch_sums, fired, measure_blocks
 from jaxdict.pursuit import PreparedAtoms, gradient_pursuit
@@ -25,10 +25,10 @@ class Probe:
     """Measures atoms on held-out rows, and how strongly they fire on training rows; only reads."""
 
     def __init__(
-        self, config: TrainITDAConfig, store: Store, source: Source, spaces: Spaces
+        self, config: TrainITDAConfig, store: Store, source: Source, normalizers: Normalizers
     ) -> None:
         """Choose the rows; they are read when they are measured."""
-        self._spaces, self._k, self._target = spaces, config.k, config.target
+        self._normalizers, self._k, self._target = normalizers, config.k, config.target
         self.seconds = 0.0  # spent measuring
         self._train = source.spread(config.eval_rows)
         self._held: Source | None = None
@@ -69,7 +69,7 @@ class Probe:
             batch, values = _report(
                 build.atoms,
                 build.partner,
-                self._spaces,
+                self._normalizers,
                 jnp.asarray(bits),
                 jnp.asarray(weight),
                 k=self._k,
@@ -88,22 +88,22 @@ class Probe:
 def _report(
     atoms: PreparedAtoms,
     partner: jax.Array | None,
-    spaces: Spaces,
+    normalizers: Normalizers,
     bits: jax.Array,
     weight: jax.Array,
     *,
     k: int,
 ) -> tuple[BatchReport, jax.Array]:
     x = bfloat16_rows(bits[:, : atoms.d])
-    z = normalize(spaces.site, x)
+    z = normalize(normalizers.site, x)
     codes = gradient_pursuit(z, atoms, k).codes
     y_hat = decode(codes, atoms.unit if partner is None else partner)
     raw, own = x, z
     if partner is not None:
         raw = bfloat16_rows(bits[:, atoms.d :])
-        own = normalize(spaces.out, raw)
+        own = normalize(normalizers.out, raw)
     values = jnp.zeros(atoms.m).at[codes.indices].add(codes.values * weight[:, None])
-    out = spaces.out
+    out = normalizers.out
     report = BatchReport(
         batch_sums(raw, denormalize(out, y_hat), weight, out.mean),
         batch_sums(own, y_hat, weight, jnp.zeros_like(out.mean)),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from harvest.atomic import whole_file
 from jaxdict.rows import stream_of
 
 if TYPE_CHECKING:
@@ -214,9 +215,8 @@ def draw_sheet(
         lines += _wrapped(told.prompt or "", side, font, most=5 - len(lines))
         pen.multiline_text((left, top + side + 4), "\n".join(lines), fill="black", font=font)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    sheet.save(temporary, format="png")
-    temporary.replace(out)
+    with whole_file(out) as draft:
+        sheet.save(draft, format="png")
     return out
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from harvest.atomic import whole_file
 from harvest.store import open_store
 from jaxdict.dictionary import Dictionary
 from jaxdict.itda.build import stored
@@ -54,9 +54,8 @@ def save_atoms(run: Path, atoms: Atoms) -> Path:
         for name, value in atoms._asdict().items()
         if value is not None
     }
-    temporary = run / f".{ATOMS}.tmp"
-    save_file(tensors, temporary)
-    os.replace(temporary, run / ATOMS)
+    with whole_file(run / ATOMS) as draft:
+        save_file(tensors, draft)
     return run / ATOMS
 
 

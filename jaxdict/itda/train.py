@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from harvest.atomic import write_json
 from harvest.store import open_store
 from jaxdict.itda import build as itda_build
-from jaxdict.itda.build import Build, Spaces, grow_by
+from jaxdict.itda.build import Build, Normalizers, grow_by
 from jaxdict.itda.config import TrainITDAConfig
 from jaxdict.itda.heldout import Probe
 from jaxdict.itda.labels import sources
@@ -27,7 +28,7 @@ from jaxdict.itda.saved_run import SOURCES, Atoms, save_atoms
 from jaxdict.itda.threshold_search import Trial, next_threshold
 from jaxdict.rows import (
     Normalization,
-    Once,
+    SinglePass,
     Source,
     ahead,
     fit_once,
@@ -49,7 +50,6 @@ from jaxdict.runs import (
     open_run,
     print_result,
     stop_signals,
-    write_json,
 )
 
 
@@ -71,7 +71,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     source = source_of(store, config.site, steps=config.steps)
     target = source.beside(config.target) if config.target else None
     sizes = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
-    once = Once(source, seed=config.seed, target=target, **sizes)
+    once = SinglePass(source, seed=config.seed, target=target, **sizes)
     description = describe(
         config,
         source,
@@ -81,11 +81,11 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         packages=("jaxdict", "jax", "orbax-checkpoint", "numpy"),
     )
     found = open_run(config.out, description, resume=config.resume)
-    spaces = Spaces(to_device(_normalization(config, source, NORMALIZATION, found)))
+    normalizers = Normalizers(to_device(_normalization(config, source, NORMALIZATION, found)))
     if target is not None:
         fitted = _normalization(config, target, TARGET_NORMALIZATION, found)
-        spaces = Spaces(spaces.site, to_device(fitted))
-    probe = Probe(config, store, source, spaces)
+        normalizers = Normalizers(normalizers.site, to_device(fitted))
+    probe = Probe(config, store, source, normalizers)
     started = time.perf_counter()
 
     with (
@@ -99,7 +99,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         log = stack.enter_context(closing(Log(config.out / METRICS, step=build.total)))
         first = build.total
         while True:
-            build, whole = _trial(config, once, spaces, build, log, checkpoints, stop, probe)
+            build, whole = _trial(config, once, normalizers, build, log, checkpoints, stop, probe)
             trial = Trial(build.threshold, _rows(once, build.batch), build.m, whole)
             trials = (*build.trials, trial)
             log.write(kind="trial", step=build.total, **trial._asdict())
@@ -162,7 +162,7 @@ def _normalization(
     )
 
 
-def _next(config: TrainITDAConfig, once: Once, trials: tuple[Trial, ...]) -> float | None:
+def _next(config: TrainITDAConfig, once: SinglePass, trials: tuple[Trial, ...]) -> float | None:
     """The threshold of the next trial; None when the last trial is the result."""
     if not config.atoms:
         return None
@@ -181,8 +181,8 @@ def _next(config: TrainITDAConfig, once: Once, trials: tuple[Trial, ...]) -> flo
 
 def _trial(
     config: TrainITDAConfig,
-    once: Once,
-    spaces: Spaces,
+    once: SinglePass,
+    normalizers: Normalizers,
     build: Build,
     log: Log,
     checkpoints: Checkpoints,
@@ -200,7 +200,7 @@ def _trial(
     most = config.atoms or sys.maxsize
     with bar, ahead(once.read(build.batch)) as batches:
         for batch in batches:
-            build, seen, fits = grow_by(config, spaces, build, batch, most)
+            build, seen, fits = grow_by(config, normalizers, build, batch, most)
             if not fits:
                 return build, False
             bar.update(batch.count)
@@ -231,11 +231,11 @@ def _trial(
     return build, True
 
 
-def _rows(once: Once, batch: int) -> int:
+def _rows(once: SinglePass, batch: int) -> int:
     return min(batch * once.batch, once.rows)
 
 
-def _line(measured: dict[str, Any], once: Once, build: Build) -> dict[str, Any]:
+def _line(measured: dict[str, Any], once: SinglePass, build: Build) -> dict[str, Any]:
     numbers = dict(measured)
     numbers["measured_rows"] = numbers.pop("rows")
     rows = _rows(once, build.batch)

@@ -1,6 +1,6 @@
 from .loader import Loader as Loader
 from .normalization import Normalization as Normalization
-from .normalization import Space as Space
+from .normalization import Normalizer as Normalizer
 from .normalization import bfloat16_rows as bfloat16_rows
 from .normalization import denormalize as denormalize
 from .normalization import fit as fit
@@ -12,7 +12,7 @@ from .normalization import to_device as to_device
 from .prefetch import ahead as ahead
 from .prefetch import watched as watched
 from .single_pass import Batch as Batch
-from .single_pass import Once as Once
+from .single_pass import SinglePass as SinglePass
 from .sites import match_sites as match_sites
 from .sites import stream_of as stream_of
 from .source import Source as Source

@@ -8,7 +8,6 @@ Every transform is invertible, so that it can be folded into a dictionary exactl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxtyping import Array, Float, UInt16
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from harvest.atomic import whole_file
 from jaxdict.flags import NORMALIZATIONS
 
 
@@ -47,7 +47,7 @@ class Normalization:
     rows: int
 
 
-class Space(NamedTuple):
+class Normalizer(NamedTuple):
     """The arrays of a `Normalization` on the device, float32."""
 
     mean: Float[Array, " d"]
@@ -55,9 +55,9 @@ class Space(NamedTuple):
     inverse: Array
 
 
-def to_device(normalization: Normalization) -> Space:
+def to_device(normalization: Normalization) -> Normalizer:
     """The map as float32 JAX arrays."""
-    return Space(
+    return Normalizer(
         *(
             jnp.asarray(value, jnp.float32)
             for value in (normalization.mean, normalization.transform, normalization.inverse)
@@ -65,16 +65,20 @@ def to_device(normalization: Normalization) -> Space:
     )
 
 
-def normalize(space: Space, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def normalize(normalizer: Normalizer, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Raw rows to the autoencoder's own space: (x - mean) * transform, or @ transform."""
-    centred = x - space.mean
-    return centred * space.transform if space.transform.ndim == 1 else centred @ space.transform
+    centred = x - normalizer.mean
+    return (
+        centred * normalizer.transform
+        if normalizer.transform.ndim == 1
+        else centred @ normalizer.transform
+    )
 
 
-def denormalize(space: Space, z: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def denormalize(normalizer: Normalizer, z: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Back to raw rows: z * inverse + mean, or z @ inverse + mean."""
-    scaled = z * space.inverse if space.inverse.ndim == 1 else z @ space.inverse
-    return scaled + space.mean
+    scaled = z * normalizer.inverse if normalizer.inverse.ndim == 1 else z @ normalizer.inverse
+    return scaled + normalizer.mean
 
 
 def bfloat16_rows(bits: UInt16[Array, "n d"]) -> Float[Array, "n d"]:
@@ -175,9 +179,8 @@ def save_normalization(normalization: Normalization, path: Path) -> None:
         "variance": repr(normalization.variance),
         "rows": str(normalization.rows),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, facts)
-    os.replace(temporary, path)
+    with whole_file(path) as draft:
+        save_file(tensors, draft, facts)
 
 
 def load_normalization(path: Path) -> Normalization:

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     target: np.ndarray | None = None
 
 
-class Once:
+class SinglePass:
     """One pass over a source in the order of the `Loader`; batch i is a function of (seed, i)."""
 
     def __init__(

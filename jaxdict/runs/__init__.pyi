@@ -13,6 +13,5 @@ from .folder import print_result as print_result
 from .folder import read_json as read_json
 from .folder import read_lines as read_lines
 from .folder import read_run as read_run
-from .folder import write_json as write_json
 from .signals import Stop as Stop
 from .signals import stop_signals as stop_signals

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jaxdict.plots import available, save
 from jaxdict.runs.folder import METRICS, PLOT, read_lines
 
 if TYPE_CHECKING:
@@ -28,19 +28,16 @@ def plot(out: Path, title: str, draw: Callable[[Axes, Axes, list[Line]], None]) 
     Returns:
         The picture's path, or None when matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not available():
         return None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.set(yscale="log", title=title)
     axes.grid(alpha=0.3, which="both")
     draw(axes, axes.twinx(), read_lines(out / METRICS))
-    temporary = out / f".{PLOT}.tmp"
-    figure.savefig(temporary, dpi=130, format="png")
-    os.replace(temporary, out / PLOT)
-    return out / PLOT
+    return save(figure, out / PLOT)
 
 
 def sae(axes: Axes, right: Axes, lines: list[Line]) -> None:

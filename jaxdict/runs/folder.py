@@ -10,6 +10,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harvest.atomic import SUFFIX, write_json, write_text
+from jaxdict.plots import MISSING
+
 if TYPE_CHECKING:
     from jaxdict.rows import Source
 
@@ -77,13 +80,6 @@ def describe(
     }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def read_json(path: Path) -> Any:
     """Read JSON; a ValueError that names the file when it is damaged."""
     try:
@@ -110,7 +106,7 @@ def open_run(out: Path, description: dict[str, Any], *, resume: bool) -> bool:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"expected --out to be a folder, got the file {out}; name another")
     # Killed while it wrote its very first file, a run has left only that one's temporary name.
-    if out.is_dir() and any(path.name != f".{CONFIG}.tmp" for path in out.iterdir()):
+    if out.is_dir() and any(path.name != f".{CONFIG}{SUFFIX}" for path in out.iterdir()):
         if not resume:
             raise FileExistsError(
                 f"expected --out to be new or empty, but {out} holds something; "
@@ -149,9 +145,7 @@ class Log:
     def __init__(self, path: Path, *, step: int) -> None:
         """Open the log and drop lines of steps after `step`, which a resumed run writes again."""
         kept = [line for line in read_lines(path) if line["step"] <= step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, **line: Any) -> None:
@@ -194,7 +188,7 @@ def print_result(
             f"dead {dead:.1%}"
         )
     if plotted is None:
-        print("no loss.png: matplotlib is not installed (pip install 'jaxdict[dev]')")
+        print(f"no loss.png: {MISSING}")
 
 
 def read_run(run: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from .state import TrainState as TrainState
 from .state import initial_state as initial_state
 from .state import state_of as state_of
 from .step import make_update as make_update
-from .step_config import ALONE as ALONE
-from .step_config import Adam as Adam
-from .step_config import Dials as Dials
-from .step_config import How as How
-from .step_config import Rate as Rate
-from .step_config import Recipe as Recipe
+from .step_config import SINGLE_DEVICE as SINGLE_DEVICE
+from .step_config import AdamConfig as AdamConfig
+from .step_config import Execution as Execution
+from .step_config import Hyperparams as Hyperparams
+from .step_config import ScheduleConfig as ScheduleConfig
+from .step_config import StepConfig as StepConfig

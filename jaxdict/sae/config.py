@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro.conf
 
+from harvest.flags import at_least, expect, one_of
 from jaxdict.dictionary import ENCODER_KINDS as KINDS
-from jaxdict.flags import NORMALIZATIONS, at_least, captured_steps, expect, one_of
+from jaxdict.flags import NORMALIZATIONS, captured_steps
 
 PENALTIES = ("target", "l0", "tanh")
 PRESETS: dict[str, dict[str, Any]] = {

@@ -15,13 +15,13 @@ from jaxdict.rows import bfloat16_rows, normalize
 from jaxdict.sae import kinds, sharding
 from jaxdict.sae.model import SAEParams
 from jaxdict.sae.state import Batch, TrainState
-from jaxdict.sae.step_config import How, Recipe
+from jaxdict.sae.step_config import Execution, StepConfig
 
 
 def revive(
     state: TrainState,
     batch: Batch,
-    recipe: Recipe,
+    step_config: StepConfig,
     seeds: Sequence[int],
     step: int,
     devices: Mesh | None = None,
@@ -34,7 +34,7 @@ def revive(
     Args:
         state: of one model, or stacked on a first axis.
         batch: rows of this step.
-        recipe: fixed numbers of the step.
+        step_config: fixed numbers of the step.
         seeds: of each model's run.
         step: of the optimizer; a model's draw is a function of its seed and this.
         devices: mesh that the state lies on.
@@ -45,25 +45,25 @@ def revive(
     Source: Bricken et al. 2023 (Towards Monosemanticity). Differs: the rows come from the batch at hand, and
     the draw weighs rows by their error, not by its square.
     """
-    alone = recipe._replace(how=How())
+    alone = step_config._replace(execution=Execution())
     # NumPy: every process of a run has the same.
     lows = np.asarray([seed % 2**32 for seed in seeds], np.uint32)
-    return _revive_all(state, batch, lows, np.uint32(step), recipe=alone, devices=devices)
+    return _revive_all(state, batch, lows, np.uint32(step), step_config=alone, devices=devices)
 
 
-@partial(jax.jit, static_argnames=("recipe", "devices"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("step_config", "devices"), donate_argnums=0)
 def _revive_all(
     state: TrainState,
     batch: Batch,
     seeds: Array,
     step: Array,
     *,
-    recipe: Recipe,
+    step_config: StepConfig,
     devices: Mesh | None,
 ) -> TrainState:
     stacked = state.step.ndim > 0
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
-    one = partial(_revive, recipe=recipe)
+    one = partial(_revive, step_config=step_config)
     if stacked:
         fresh = jax.vmap(one, in_axes=(0, None, 0))(state, batch, keys)
     else:
@@ -76,22 +76,22 @@ def _revive_all(
     )
 
 
-def _revive(state: TrainState, batch: Batch, key: Array, *, recipe: Recipe) -> TrainState:
+def _revive(state: TrainState, batch: Batch, key: Array, *, step_config: StepConfig) -> TrainState:
     params = state.params
-    z = normalize(batch.space, bfloat16_rows(batch.bits))
+    z = normalize(batch.normalizer, bfloat16_rows(batch.bits))
     y, out_bias = z, params.bias
     if batch.target_bits is not None:
-        assert batch.target_space is not None and params.out_bias is not None
+        assert batch.target_normalizer is not None and params.out_bias is not None
         y, out_bias = (
-            normalize(batch.target_space, bfloat16_rows(batch.target_bits)),
+            normalize(batch.target_normalizer, bfloat16_rows(batch.target_bits)),
             params.out_bias,
         )
     ready = params
-    if kinds.REGISTRY[recipe.kind].log_threshold and params.threshold is not None:
+    if kinds.REGISTRY[step_config.kind].log_threshold and params.threshold is not None:
         ready = params._replace(threshold=jnp.exp(params.threshold))
-    codes = kinds.encode(ready, z, recipe.slots)
+    codes = kinds.encode(ready, z, step_config.slots)
     error = jnp.sum(jnp.square(y - kinds.decode(ready, codes)), axis=1)
-    dead = state.since_fired >= recipe.dead_rows
+    dead = state.since_fired >= step_config.dead_rows
     m = dead.shape[0]
     row = jax.random.categorical(key, jnp.log(jnp.maximum(error, 1e-30)), shape=(m,))
 

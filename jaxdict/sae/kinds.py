@@ -27,7 +27,7 @@ from jaxdict.codes import Codes, sort_slots
 from jaxdict.sae import losses, model
 from jaxdict.sae.config import TrainSAEConfig
 from jaxdict.sae.model import SAEParams
-from jaxdict.sae.step_config import ALONE, Dials, How, Recipe
+from jaxdict.sae.step_config import SINGLE_DEVICE, Execution, Hyperparams, StepConfig
 from jaxdict.sae.straight_through import jump, step
 
 
@@ -109,7 +109,7 @@ class SAE(nnx.Module):
 
     @classmethod
     def own_settings(cls, config: TrainSAEConfig) -> dict[str, Any]:
-        """Fields of `Recipe` that only some kinds read; the recipes of the others do not differ in them."""
+        """Fields of `StepConfig` that only some kinds read; the recipes of the others do not differ in them."""
         return {}
 
     @classmethod
@@ -118,8 +118,8 @@ class SAE(nnx.Module):
         cls,
         params: SAEParams,
         z: Float[Array, "n d"],
-        recipe: Recipe,
-        dials: Dials,
+        step_config: StepConfig,
+        hyperparams: Hyperparams,
         *,
         dead: Bool[Array, " m"] | None = None,
         k_aux: int = 0,
@@ -129,19 +129,24 @@ class SAE(nnx.Module):
         Args:
             params: the weights.
             z: normalized rows.
-            recipe: fixed numbers.
-            dials: further numbers; `sparsity` is what a penalty is to weigh now.
+            step_config: fixed numbers.
+            hyperparams: further numbers; `sparsity` is what a penalty is to weigh now.
             dead: bool [m], features of the AuxK codes; None where k_aux is 0.
             k_aux: slots of the AuxK codes.
         """
 
     @classmethod
     def error(
-        cls, params: SAEParams, codes: Codes, y: Array, recipe: Recipe, dials: Dials
+        cls,
+        params: SAEParams,
+        codes: Codes,
+        y: Array,
+        step_config: StepConfig,
+        hyperparams: Hyperparams,
     ) -> tuple[Array, Array]:
         """The reconstruction loss that is learned from, and y_hat of all active atoms."""
-        y_hat = decode(params, codes, how=recipe.how)
-        return losses.reconstruction_loss(y, y_hat, variance=dials.variance), y_hat
+        y_hat = decode(params, codes, execution=step_config.execution)
+        return losses.reconstruction_loss(y, y_hat, variance=hyperparams.variance), y_hat
 
 
 class TopK(SAE):
@@ -157,9 +162,11 @@ class TopK(SAE):
     fixed_slots = True
 
     @classmethod
-    def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0) -> Active:
+    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0) -> Active:
         """See `SAE.active`."""
-        codes, aux = model.encode(params, z, recipe.k, dead=dead, k_aux=k_aux, how=recipe.how)
+        codes, aux = model.encode(
+            params, z, step_config.k, dead=dead, k_aux=k_aux, execution=step_config.execution
+        )
         return Active(codes, aux, jnp.zeros(()), jnp.zeros(()))
 
 
@@ -178,15 +185,17 @@ class BatchTopK(SAE):
     slots_per_k = 2
 
     @classmethod
-    def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0) -> Active:
+    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0) -> Active:
         """See `SAE.active`."""
-        codes, aux = model.encode(params, z, recipe.slots, dead=dead, k_aux=k_aux, how=recipe.how)
+        codes, aux = model.encode(
+            params, z, step_config.slots, dead=dead, k_aux=k_aux, execution=step_config.execution
+        )
         values, n = jax.lax.stop_gradient(codes.values), z.shape[0]
-        if recipe.how.data is not None:
-            values = jax.lax.all_gather(values, recipe.how.data, axis=0, tiled=True)
+        if step_config.execution.data is not None:
+            values = jax.lax.all_gather(values, step_config.execution.data, axis=0, tiled=True)
             n = values.shape[0]
         # The least of them, not the last: XLA takes a slice of a top-k for a sort of everything.
-        tau = jnp.min(jax.lax.top_k(values.reshape(-1), n * recipe.k)[0])
+        tau = jnp.min(jax.lax.top_k(values.reshape(-1), n * step_config.k)[0])
         kept = jnp.where(codes.values >= tau, codes.values, 0.0)
         return Active(Codes(codes.indices, kept), aux, jnp.zeros(()), tau)
 
@@ -208,17 +217,17 @@ class Matryoshka(BatchTopK):
         return tuple(sorted({max(1, m >> shift) for shift in range(5)}))
 
     @classmethod
-    def error(cls, params, codes, y, recipe, dials) -> tuple[Array, Array]:
+    def error(cls, params, codes, y, step_config, hyperparams) -> tuple[Array, Array]:
         """See `SAE.error`."""
         bias = params.bias if params.out_bias is None else params.out_bias
         y_hat, total, low = jnp.broadcast_to(bias, y.shape), jnp.zeros(()), 0
-        for high in recipe.prefixes:
+        for high in step_config.prefixes:
             inside = (codes.indices >= low) & (codes.indices < high)
             part = Codes(codes.indices, jnp.where(inside, codes.values, 0.0))
-            y_hat = y_hat + model.decode(part, params.atoms, None, how=recipe.how)
-            total = total + losses.reconstruction_loss(y, y_hat, variance=dials.variance)
+            y_hat = y_hat + model.decode(part, params.atoms, None, execution=step_config.execution)
+            total = total + losses.reconstruction_loss(y, y_hat, variance=hyperparams.variance)
             low = high
-        return total / len(recipe.prefixes), y_hat
+        return total / len(step_config.prefixes), y_hat
 
 
 class JumpReLU(SAE):
@@ -247,32 +256,34 @@ class JumpReLU(SAE):
         return {"penalty": config.penalty, "bandwidth": config.bandwidth}
 
     @classmethod
-    def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0) -> Active:
+    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0) -> Active:
         """See `SAE.active`."""
         assert params.threshold is not None
-        floor = jax.lax.stop_gradient(jnp.exp(params.threshold)) * (1 - recipe.bandwidth / 2)
-        how = recipe.how
+        floor = jax.lax.stop_gradient(jnp.exp(params.threshold)) * (1 - step_config.bandwidth / 2)
+        execution = step_config.execution
         codes, aux = model.encode(
-            params, z, recipe.slots, dead=dead, k_aux=k_aux, floor=floor, how=how
+            params, z, step_config.slots, dead=dead, k_aux=k_aux, floor=floor, execution=execution
         )
-        log_theta = model.at_slots(params.threshold, codes.indices, how)
-        values: Any = jump(recipe.bandwidth, codes.values, log_theta)
-        if recipe.penalty == "tanh":
+        log_theta = model.at_slots(params.threshold, codes.indices, execution)
+        values: Any = jump(step_config.bandwidth, codes.values, log_theta)
+        if step_config.penalty == "tanh":
             squashed = jnp.tanh(values * jnp.exp(-jax.lax.stop_gradient(log_theta)))
-            penalty = _mean_sum(squashed) / recipe.k
+            penalty = _mean_sum(squashed) / step_config.k
         else:
-            counted: Any = step(recipe.bandwidth, codes.values, log_theta)
-            over = _mean_sum(counted) / recipe.k
+            counted: Any = step(step_config.bandwidth, codes.values, log_theta)
+            over = _mean_sum(counted) / step_config.k
             penalty = over
-            if recipe.penalty == "target":
+            if step_config.penalty == "target":
                 mean = jax.lax.stop_gradient(over)
-                if how.data is not None:
-                    mean = jax.lax.pmean(mean, how.data)
+                if execution.data is not None:
+                    mean = jax.lax.pmean(mean, execution.data)
                 # The same value and slope as (over - 1)^2, linear in this device's rows.
                 penalty = jnp.square(mean - 1) + 2 * (mean - 1) * (
                     over - jax.lax.stop_gradient(over)
                 )
-        return Active(Codes(codes.indices, values), aux, dials.sparsity * penalty, jnp.zeros(()))
+        return Active(
+            Codes(codes.indices, values), aux, hyperparams.sparsity * penalty, jnp.zeros(())
+        )
 
 
 class ReLU(SAE):
@@ -288,11 +299,13 @@ class ReLU(SAE):
     sparsity = 1.0
 
     @classmethod
-    def active(cls, params, z, recipe, dials, *, dead=None, k_aux=0) -> Active:
+    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0) -> Active:
         """See `SAE.active`."""
-        codes, aux = model.encode(params, z, recipe.slots, dead=dead, k_aux=k_aux, how=recipe.how)
-        l1 = _mean_sum(codes.values) / jnp.sqrt(recipe.k * dials.variance)
-        return Active(codes, aux, dials.sparsity * l1, jnp.zeros(()))
+        codes, aux = model.encode(
+            params, z, step_config.slots, dead=dead, k_aux=k_aux, execution=step_config.execution
+        )
+        l1 = _mean_sum(codes.values) / jnp.sqrt(step_config.k * hyperparams.variance)
+        return Active(codes, aux, hyperparams.sparsity * l1, jnp.zeros(()))
 
 
 REGISTRY: dict[str, type[SAE]] = {
@@ -300,23 +313,27 @@ REGISTRY: dict[str, type[SAE]] = {
 }
 
 
-def encode(params: SAEParams, x: Float[Array, "n d"], k: int, *, how: How = ALONE) -> Codes:
+def encode(
+    params: SAEParams, x: Float[Array, "n d"], k: int, *, execution: Execution = SINGLE_DEVICE
+) -> Codes:
     """Codes of normalized rows by trained weights of any kind, sorted; empty slots as (0, 0.0).
 
     Args:
         params: weights that are ready to use, `TrainState.best`.
         x: float32 [n, d].
         k: slots of a row.
-        how: precision, exactness.
+        execution: precision, exactness.
     """
-    codes, _ = model.encode(params, x, k, floor=params.threshold, how=how)
+    codes, _ = model.encode(params, x, k, floor=params.threshold, execution=execution)
     return sort_slots(codes.indices, codes.values)
 
 
-def decode(params: SAEParams, codes: Codes, *, how: How = ALONE) -> Float[Array, "n d_out"]:
+def decode(
+    params: SAEParams, codes: Codes, *, execution: Execution = SINGLE_DEVICE
+) -> Float[Array, "n d_out"]:
     """Rows rebuilt from codes; a transcoder adds its own bias."""
     bias = params.bias if params.out_bias is None else params.out_bias
-    return model.decode(codes, params.atoms, bias, how=how)
+    return model.decode(codes, params.atoms, bias, execution=execution)
 
 
 def _mean_sum(values: Float[Array, "n k"]) -> Array:

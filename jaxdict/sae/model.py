@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdict.codes import Codes, gather_rows, inner_products, scatter_rows, top_k, whole_top_k
-from jaxdict.sae.step_config import ALONE, How
+from jaxdict.sae.step_config import SINGLE_DEVICE, Execution
 
 
 class SAEParams(NamedTuple):
@@ -116,7 +116,7 @@ def encode(
     dead: Bool[Array, " m"] | None = None,
     k_aux: int = 0,
     floor: Float[Array, " m"] | None = None,
-    how: How = ALONE,
+    execution: Execution = SINGLE_DEVICE,
 ) -> tuple[Codes, Codes | None]:
     """Codes of rows, and for AuxK the codes that dead features alone would give.
 
@@ -131,21 +131,25 @@ def encode(
         dead: bool [m], the features allowed in the second codes.
         k_aux: slots of the second codes; 0 for none.
         floor: float32 [m], what a pre-activation must exceed; None for 0. Has no gradient.
-        how: precision, exactness of the selection, axes of the mesh.
+        execution: precision, exactness of the selection, axes of the mesh.
 
     Returns:
         Codes [n, k], and Codes [n, k_aux] over `dead` features or None. On a mesh their indices
         count over all atoms, and every device of a row has the same.
     """
     small = (params.encoder, params.encoder_bias, params.bias)
-    out: Any = _encode(how, k, k_aux, small, x, dead, floor)
+    out: Any = _encode(execution, k, k_aux, small, x, dead, floor)
     values, indices, aux_values, aux_indices = out
     aux = Codes(aux_indices, aux_values) if k_aux else None
     return Codes(indices, values), aux
 
 
 def decode(
-    codes: Codes, atoms: Float[Array, "m d"], bias: Array | None, *, how: How = ALONE
+    codes: Codes,
+    atoms: Float[Array, "m d"],
+    bias: Array | None,
+    *,
+    execution: Execution = SINGLE_DEVICE,
 ) -> Float[Array, "n d"]:
     """x_hat = sum_j values_j atoms[indices_j] + bias, differentiable without an [n, k, d] tensor.
 
@@ -153,95 +157,112 @@ def decode(
         codes: n rows of k slots; the indices of a row are all different.
         atoms: float32 [m, d]; on a mesh, this device's share.
         bias: float32 [d], or None.
-        how: axes of the mesh.
+        execution: axes of the mesh.
 
     Returns:
         x_hat [n, d].
     """
-    x_hat: Any = _decode(how, codes.values, codes.indices, atoms)
+    x_hat: Any = _decode(execution, codes.values, codes.indices, atoms)
     return x_hat if bias is None else x_hat + bias
 
 
 def at_slots(
-    table: Float[Array, " m"], indices: Int[Array, "n k"], how: How = ALONE
+    table: Float[Array, " m"], indices: Int[Array, "n k"], execution: Execution = SINGLE_DEVICE
 ) -> Float[Array, "n k"]:
     """table[indices], differentiable in the table, also where the table is split over a mesh."""
-    picked: Any = _at_slots(how, table, indices)
+    picked: Any = _at_slots(execution, table, indices)
     return picked
 
 
-def _select(pre: Float[Array, "n m"], k: int, how: How) -> tuple[Array, Array]:
+def _select(pre: Float[Array, "n m"], k: int, execution: Execution) -> tuple[Array, Array]:
     """The k largest positive values of each row over all devices, and their indices there."""
     positive, share = jax.nn.relu(pre), min(k, pre.shape[1])
-    if how.recall:
-        values, indices = jax.lax.approx_max_k(positive, share, recall_target=how.recall)
+    if execution.recall:
+        values, indices = jax.lax.approx_max_k(positive, share, recall_target=execution.recall)
     else:
         values, indices = top_k(positive, share)
-    if how.features is None:
+    if execution.features is None:
         return values, indices
-    indices = indices + jax.lax.axis_index(how.features) * pre.shape[1]
+    indices = indices + jax.lax.axis_index(execution.features) * pre.shape[1]
     values, indices = (
-        jax.lax.all_gather(part, how.features, axis=1, tiled=True) for part in (values, indices)
+        jax.lax.all_gather(part, execution.features, axis=1, tiled=True)
+        for part in (values, indices)
     )
     values, place = whole_top_k(values, k)
     return values, jnp.take_along_axis(indices, place, axis=1)
 
 
-def own_slots(how: How, indices: Array, m: int) -> tuple[Array, Array]:
+def own_slots(execution: Execution, indices: Array, m: int) -> tuple[Array, Array]:
     """Where slots lie among this device's m atoms, and which do; the others get indices past the end."""
-    if how.features is None:
+    if execution.features is None:
         return indices, jnp.ones(indices.shape, bool)
-    local = indices - jax.lax.axis_index(how.features) * m
+    local = indices - jax.lax.axis_index(execution.features) * m
     own = (local >= 0) & (local < m)
     return jnp.where(own, local, m + jnp.arange(indices.shape[1])), own
 
 
-def _over_features(how: How, value: Array) -> Array:
-    return value if how.features is None else jax.lax.psum(value, how.features)
+def _over_features(execution: Execution, value: Array) -> Array:
+    return value if execution.features is None else jax.lax.psum(value, execution.features)
 
 
-def _pre(how: How, small: tuple, x: Array) -> Array:
+def _pre(execution: Execution, small: tuple, x: Array) -> Array:
     encoder, encoder_bias, bias = small
     centred = x - bias
-    if how.bfloat16:
+    if execution.bfloat16:
         centred, encoder = centred.astype(jnp.bfloat16), encoder.astype(jnp.bfloat16)
     return jnp.dot(centred, encoder.T, preferred_element_type=jnp.float32) + encoder_bias
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _encode(
-    how: How, k: int, k_aux: int, small: tuple, x: Array, dead: Array | None, floor: Array | None
+    execution: Execution,
+    k: int,
+    k_aux: int,
+    small: tuple,
+    x: Array,
+    dead: Array | None,
+    floor: Array | None,
 ) -> tuple:
-    pre = _pre(how, small, x)
-    values, indices = _select(pre if floor is None else jnp.where(pre > floor, pre, 0.0), k, how)
+    pre = _pre(execution, small, x)
+    values, indices = _select(
+        pre if floor is None else jnp.where(pre > floor, pre, 0.0), k, execution
+    )
     if not k_aux or dead is None:
         empty = jnp.zeros((x.shape[0], 0))
         return values, indices, empty, empty.astype(jnp.int32)
-    return values, indices, *_select(jnp.where(dead, pre, 0.0), k_aux, how)
+    return values, indices, *_select(jnp.where(dead, pre, 0.0), k_aux, execution)
 
 
 def _encode_forward(
-    how: How, k: int, k_aux: int, small: tuple, x: Array, dead: Array | None, floor: Array | None
+    execution: Execution,
+    k: int,
+    k_aux: int,
+    small: tuple,
+    x: Array,
+    dead: Array | None,
+    floor: Array | None,
 ) -> tuple:
-    out = _encode(how, k, k_aux, small, x, dead, floor)
+    out = _encode(execution, k, k_aux, small, x, dead, floor)
     return out, (small, x, dead, floor, out)
 
 
-def _encode_backward(how: How, k: int, k_aux: int, kept: tuple, cotangents: tuple) -> tuple:
+def _encode_backward(
+    execution: Execution, k: int, k_aux: int, kept: tuple, cotangents: tuple
+) -> tuple:
     small, x, dead, floor, (values, indices, aux_values, aux_indices) = kept
     encoder, _, bias = small
     m = encoder.shape[0]
     slots = [(indices, jnp.where(values > 0, cotangents[0], 0.0))]
     if k_aux:
         slots.append((aux_indices, jnp.where(aux_values > 0, cotangents[2], 0.0)))
-    places = [(own_slots(how, i, m), g) for i, g in slots]
+    places = [(own_slots(execution, i, m), g) for i, g in slots]
     own = [(i, jnp.where(mine, g, 0.0)) for (i, mine), g in places]
     centred = x - bias
     d_encoder = sum(scatter_rows(i, g, centred, m) for i, g in own)
     d_encoder_bias = sum(jnp.zeros(m).at[i].add(g, mode="drop") for i, g in own)
     d_rows: Any = sum(gather_rows(g, i, encoder) for i, g in own)
-    d_x = _over_features(how, d_rows)
-    d_bias = -_over_features(how, d_encoder_bias @ encoder)
+    d_x = _over_features(execution, d_rows)
+    d_bias = -_over_features(execution, d_encoder_bias @ encoder)
     none = None if dead is None else np.zeros(dead.shape, jax.dtypes.float0)
     d_floor = None if floor is None else jnp.zeros_like(floor)
     return (d_encoder, d_encoder_bias, d_bias), d_x, none, d_floor
@@ -251,42 +272,42 @@ _encode.defvjp(_encode_forward, _encode_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _decode(how: How, values: Array, indices: Array, atoms: Array) -> Array:
-    place, own = own_slots(how, indices, atoms.shape[0])
-    return _over_features(how, gather_rows(jnp.where(own, values, 0.0), place, atoms))
+def _decode(execution: Execution, values: Array, indices: Array, atoms: Array) -> Array:
+    place, own = own_slots(execution, indices, atoms.shape[0])
+    return _over_features(execution, gather_rows(jnp.where(own, values, 0.0), place, atoms))
 
 
-def _decode_forward(how: How, values: Array, indices: Array, atoms: Array) -> tuple:
-    return _decode(how, values, indices, atoms), (values, indices, atoms)
+def _decode_forward(execution: Execution, values: Array, indices: Array, atoms: Array) -> tuple:
+    return _decode(execution, values, indices, atoms), (values, indices, atoms)
 
 
-def _decode_backward(how: How, kept: tuple, g: Array) -> tuple:
+def _decode_backward(execution: Execution, kept: tuple, g: Array) -> tuple:
     values, indices, atoms = kept
     m = atoms.shape[0]
-    place, own = own_slots(how, indices, m)
+    place, own = own_slots(execution, indices, m)
 
     d_values = jnp.where(own, inner_products(jnp.minimum(place, m - 1), g, atoms), 0.0)
     d_atoms = scatter_rows(place, jnp.where(own, values, 0.0), g, m)
     none = np.zeros(indices.shape, jax.dtypes.float0)
-    return _over_features(how, d_values), none, d_atoms
+    return _over_features(execution, d_values), none, d_atoms
 
 
 _decode.defvjp(_decode_forward, _decode_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _at_slots(how: How, table: Array, indices: Array) -> Array:
-    place, own = own_slots(how, indices, table.shape[0])
-    return _over_features(how, jnp.where(own, table.at[place].get(mode="clip"), 0.0))
+def _at_slots(execution: Execution, table: Array, indices: Array) -> Array:
+    place, own = own_slots(execution, indices, table.shape[0])
+    return _over_features(execution, jnp.where(own, table.at[place].get(mode="clip"), 0.0))
 
 
-def _at_slots_forward(how: How, table: Array, indices: Array) -> tuple:
-    return _at_slots(how, table, indices), (table.shape[0], indices)
+def _at_slots_forward(execution: Execution, table: Array, indices: Array) -> tuple:
+    return _at_slots(execution, table, indices), (table.shape[0], indices)
 
 
-def _at_slots_backward(how: How, kept: tuple, g: Array) -> tuple:
+def _at_slots_backward(execution: Execution, kept: tuple, g: Array) -> tuple:
     m, indices = kept
-    place, own = own_slots(how, indices, m)
+    place, own = own_slots(execution, indices, m)
     d_table = jnp.zeros(m).at[place].add(jnp.where(own, g, 0.0), mode="drop")
     return d_table, np.zeros(indices.shape, jax.dtypes.float0)
 

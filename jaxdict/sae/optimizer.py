@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxdict.sae.step_config import Rate, Recipe
+from jaxdict.sae.step_config import ScheduleConfig, StepConfig
 
 
-def schedule(rate: Rate) -> Callable[[Any], Array]:
+def schedule(rate: ScheduleConfig) -> Callable[[Any], Array]:
     """Share of the peak learning rate at a step (from 0): linear warm-up, flat, then linear to 0."""
 
     def at(step: Any) -> Array:
@@ -23,7 +23,7 @@ def schedule(rate: Rate) -> Callable[[Any], Array]:
     return at
 
 
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def optimizer(step_config: StepConfig) -> optax.GradientTransformation:
     """Adam's direction; the clip comes before it and the learning rate after it, in the step."""
-    adam = recipe.adam
+    adam = step_config.adam
     return optax.scale_by_adam(adam.b1, adam.b2, adam.eps)

@@ -37,13 +37,13 @@ def sharded(step: Callable[..., Any], mesh: Mesh, *, members: int) -> Callable[.
     """The same step with each device at its own rows and atoms; its collectives are its own.
 
     Args:
-        step: (state, batch, dials, revive) -> (state, metrics), for one device's share.
+        step: (state, batch, hyperparams, revive) -> (state, metrics), for one device's share.
         mesh: the devices.
         members: states stacked on a first axis, 0 for none.
     """
     whole = PartitionSpec()
 
-    def run(state: Any, batch: Any, dials: Any, revive: Any) -> Any:
+    def run(state: Any, batch: Any, hyperparams: Any, revive: Any) -> Any:
         places = specs(state, mesh, members=members)
         rows = jax.tree.map(lambda _: whole, batch)._replace(bits=PartitionSpec(DATA))
         if batch.target_bits is not None:
@@ -51,11 +51,11 @@ def sharded(step: Callable[..., Any], mesh: Mesh, *, members: int) -> Callable[.
         mapped = jax.shard_map(
             step,
             mesh=mesh,
-            in_specs=(places, rows, jax.tree.map(lambda _: whole, dials), whole),
+            in_specs=(places, rows, jax.tree.map(lambda _: whole, hyperparams), whole),
             out_specs=(places, whole),
             check_vma=False,
         )
-        return mapped(state, batch, dials, revive)
+        return mapped(state, batch, hyperparams, revive)
 
     return run
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdict.rows import Space
+from jaxdict.rows import Normalizer
 from jaxdict.sae import kinds, model
 from jaxdict.sae.model import SAEParams
 from jaxdict.sae.optimizer import optimizer
-from jaxdict.sae.step_config import Recipe
+from jaxdict.sae.step_config import StepConfig
 
 
 class TrainState(NamedTuple):
@@ -52,15 +52,15 @@ class Batch(NamedTuple):
 
     Attributes:
         bits: uint16 [n, d], bfloat16 bits of raw rows.
-        space: normalization of the site.
+        normalizer: of the site.
         target_bits: uint16 [n, d_out], the rows that a transcoder predicts, or None.
-        target_space: normalization of the target's site, or None.
+        target_normalizer: normalization of the target's site, or None.
     """
 
     bits: Array
-    space: Space
+    normalizer: Normalizer
     target_bits: Array | None = None
-    target_space: Space | None = None
+    target_normalizer: Normalizer | None = None
 
 
 class Metrics(NamedTuple):
@@ -86,19 +86,19 @@ class Metrics(NamedTuple):
 
 
 def initial_state(
-    key: Array, m: int, *, mean: Array, recipe: Recipe, out_mean: Array | None = None
+    key: Array, m: int, *, mean: Array, step_config: StepConfig, out_mean: Array | None = None
 ) -> TrainState:
     """A state before the first step; no two of its arrays share memory, so it may be donated."""
     params = model.initial_params(key, m, mean=mean, out_mean=out_mean)
-    return state_of(params, recipe)
+    return state_of(params, step_config)
 
 
-def state_of(params: SAEParams, recipe: Recipe, *, threshold: float = 1.0) -> TrainState:
+def state_of(params: SAEParams, step_config: StepConfig, *, threshold: float = 1.0) -> TrainState:
     """The state before the first step, with weights to start from and jumprelu's first threshold."""
-    if kinds.REGISTRY[recipe.kind].log_threshold:
+    if kinds.REGISTRY[step_config.kind].log_threshold:
         start = jnp.full(params.encoder_bias.shape, jnp.log(threshold), jnp.float32)
         params = params._replace(threshold=start)
-    average = jax.tree.map(jnp.copy, params) if recipe.ema else None
+    average = jax.tree.map(jnp.copy, params) if step_config.ema else None
     zero, none = jnp.zeros((), jnp.int32), jnp.zeros(params.encoder_bias.shape, jnp.int32)
-    moments = optimizer(recipe).init(params)  # pyright: ignore[reportArgumentType]
+    moments = optimizer(step_config).init(params)  # pyright: ignore[reportArgumentType]
     return TrainState(params, moments, zero, none, average, jnp.zeros(()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
-class Rate(NamedTuple):
-    """A learning-rate schedule in numbers; its peak is in `Dials`.
+class ScheduleConfig(NamedTuple):
+    """A learning-rate schedule in numbers; its peak is in `Hyperparams`.
 
     Attributes:
         steps: optimizer steps of the whole run.
@@ -19,7 +19,7 @@ class Rate(NamedTuple):
     decay: float
 
 
-class Adam(NamedTuple):
+class AdamConfig(NamedTuple):
     """Adam in numbers, and the largest global norm of the gradient before it (0: any)."""
 
     b1: float
@@ -28,7 +28,7 @@ class Adam(NamedTuple):
     clip: float
 
 
-class How(NamedTuple):
+class Execution(NamedTuple):
     """How the products and the selection are computed, and over which axes of a mesh.
 
     Attributes:
@@ -44,11 +44,11 @@ class How(NamedTuple):
     recall: float = 0.0
 
 
-ALONE = How()
+SINGLE_DEVICE = Execution()
 """On one device, in float32, exactly."""
 
 
-class Recipe(NamedTuple):
+class StepConfig(NamedTuple):
     """What one compiled step is made for; two equal recipes share one compilation.
 
     Attributes:
@@ -66,7 +66,7 @@ class Recipe(NamedTuple):
         penalty: form of the sparsity penalty.
         bandwidth: width of the kernel that gives thresholds a gradient.
         ramp: optimizer steps over which the sparsity penalty rises from 0.
-        how: see `How`.
+        execution: see `Execution`.
     """
 
     kind: str
@@ -76,16 +76,16 @@ class Recipe(NamedTuple):
     aux_form: str
     dead_rows: int
     ema: float
-    rate: Rate
-    adam: Adam
+    rate: ScheduleConfig
+    adam: AdamConfig
     prefixes: tuple[int, ...] = ()
     penalty: str = ""
     bandwidth: float = 0.0
     ramp: int = 0
-    how: How = ALONE
+    execution: Execution = SINGLE_DEVICE
 
 
-class Dials(NamedTuple):
+class Hyperparams(NamedTuple):
     """Numbers that a compiled step takes as arguments: a sweep gives every member its own.
 
     Attributes:

@@ -15,7 +15,7 @@ from jaxdict.devices import mesh
 from jaxdict.rows import (
     Loader,
     Normalization,
-    Space,
+    Normalizer,
     ahead,
     fit_once,
     image_rows,
@@ -85,14 +85,14 @@ class Rows:
     ) -> None:
         """Plan the order of every site's rows; nothing is read yet."""
         self._config, self._devices = config, devices
-        self._spaces: dict[str, tuple[str, Space, str, Space | None]] = {}
+        self._normalizers: dict[str, tuple[str, Normalizer, str, Normalizer | None]] = {}
         for group, fit in zip(groups, fitted, strict=True):
-            space = mesh.everywhere(to_device(fit.site), devices)
+            normalizer = mesh.everywhere(to_device(fit.site), devices)
             target = None
             if fit.target is not None:
                 target = mesh.everywhere(to_device(fit.target), devices)
-            self._spaces[self.of(group)] = (group.site, space, config.target, target)
-        sites = {site for site, _, _, _ in self._spaces.values()} | (
+            self._normalizers[self.of(group)] = (group.site, normalizer, config.target, target)
+        sites = {site for site, _, _, _ in self._normalizers.values()} | (
             {config.target} if config.target else set()
         )
         sources = {site: source_of(store, site, steps=config.steps) for site in sorted(sites)}
@@ -132,6 +132,6 @@ class Rows:
                     for site, stream in streams.items()
                 }
                 yield {
-                    name: Batch(bits[site], space, bits.get(other) if target else None, target)
-                    for name, (site, space, other, target) in self._spaces.items()
+                    name: Batch(bits[site], normalizer, bits.get(other) if target else None, target)
+                    for name, (site, normalizer, other, target) in self._normalizers.items()
                 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from harvest.store import Store
 from jaxdict.metrics import BatchReport, batch_sums, fired, measure_blocks
-from jaxdict.rows import Space, bfloat16_rows, denormalize, normalize, source_of
+from jaxdict.rows import Normalizer, bfloat16_rows, denormalize, normalize, source_of
 from jaxdict.sae import SAEParams, kinds
 from jaxdict.training.sweep import Member
 
@@ -21,13 +21,15 @@ Block = tuple[np.ndarray, np.ndarray]
 class HeldOut:
     """Rows of the validation split at a member's site, and at its target's."""
 
-    def __init__(self, member: Member, store: Store, space: Space, target: Space | None) -> None:
+    def __init__(
+        self, member: Member, store: Store, normalizer: Normalizer, target: Normalizer | None
+    ) -> None:
         """Read the rows, once."""
         config = member.config
         self.blocks: list[Block] = []
         self.targets: list[np.ndarray] | None = None
         self.steps: tuple[int, ...] = ()
-        self._space, self._target, self._slots = space, target, member.plan.slots
+        self._normalizer, self._target, self._slots = normalizer, target, member.plan.slots
         if not len(store.indices("validation")):
             return
         source = source_of(store, config.site, split="validation", steps=config.steps)
@@ -47,7 +49,7 @@ class HeldOut:
         """Held-out numbers of some weights; None when the store has no validation images."""
         if not self.blocks:
             return None
-        report = partial(_report, params, self._space, self._target, slots=self._slots)
+        report = partial(_report, params, self._normalizer, self._target, slots=self._slots)
         if self.targets is None:
             return measure_blocks(self.blocks, self.steps, report).summary()
         # A row and its target side by side: what is measured goes batch by batch.
@@ -72,8 +74,8 @@ class HeldOut:
 @partial(jax.jit, static_argnames="slots")
 def _report(
     params: SAEParams,
-    space: Space,
-    target: Space | None,
+    normalizer: Normalizer,
+    target: Normalizer | None,
     bits: jax.Array,
     weight: jax.Array,
     target_bits: jax.Array | None = None,
@@ -81,9 +83,9 @@ def _report(
     slots: int,
 ) -> BatchReport:
     x = bfloat16_rows(bits)
-    z = normalize(space, x)
+    z = normalize(normalizer, x)
     codes = kinds.encode(params, z, slots)
-    y_hat, y, raw, own = kinds.decode(params, codes), z, x, space
+    y_hat, y, raw, own = kinds.decode(params, codes), z, x, normalizer
     if target is not None:
         assert target_bits is not None
         raw, own = bfloat16_rows(target_bits), target

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jaxdict.runs import SUMMARY, write_json
+from harvest.atomic import write_json
+from jaxdict.plots import MISSING, available, save
+from jaxdict.runs import SUMMARY
 from jaxdict.sae import TrainSAEConfig
 
 PLOT = "pareto.png"
@@ -49,7 +50,7 @@ def finish(
         print("* no other of its site has both a lower L0 and a lower FVU")
         plotted = plot(config.out, summaries, best)
         if plotted is None:
-            print("no pareto.png: matplotlib is not installed (pip install 'jaxdict[dev]')")
+            print(f"no pareto.png: {MISSING}")
         else:
             print(f"plot: {plotted}")
     print(f"runs: {config.out}")
@@ -89,10 +90,10 @@ def plot(out: Path, summaries: dict[str, dict[str, Any]], best: list[str]) -> Pa
     Returns:
         The picture's path, or None when matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not available():
         return None
+    from matplotlib.figure import Figure
+
     shown = {name: one for name, one in summaries.items() if one["heldout"]}
     points = {name: (one["heldout"]["l0"], one["heldout"]["fvu"]) for name, one in shown.items()}
     sites = list(dict.fromkeys(one["site"] for one in shown.values()))
@@ -134,10 +135,7 @@ def plot(out: Path, summaries: dict[str, dict[str, Any]], best: list[str]) -> Pa
         axes.legend(fontsize=9, frameon=False, loc="best")
     figure.draw_without_rendering()
     _label(axes, points, shown, best)
-    temporary = out / f".{PLOT}.tmp"
-    figure.savefig(temporary, dpi=140, format="png")
-    os.replace(temporary, out / PLOT)
-    return out / PLOT
+    return save(figure, out / PLOT, dpi=140)
 
 
 def _scale(axes: Any, axis: Any, values: tuple[float, ...]) -> None:

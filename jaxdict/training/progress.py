@@ -124,19 +124,19 @@ class Watch:
         mean = mean._replace(dead=float(np.asarray(own.dead)[-1]))
         if member.name in self.logs:
             plan, config = member.plan, member.config
-            recipe = self._recipe(member)
+            step_config = self._recipe(member)
             self.logs[member.name].write(
                 kind="train",
                 step=step,
                 rows=step * config.batch,
                 **mean._asdict(),
-                lr=plan.lr * float(schedule(recipe.rate)(step - 1)),
+                lr=plan.lr * float(schedule(step_config.rate)(step - 1)),
                 seconds=round(self.seconds, 3),
             )
         return mean
 
     def _recipe(self, member: Member) -> Any:
-        return next(group.recipe for group in self._groups if member in group.members)
+        return next(group.step_config for group in self._groups if member in group.members)
 
 
 def _in_short(shown: list[Metrics]) -> str:

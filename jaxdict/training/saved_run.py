@@ -85,10 +85,10 @@ def read_sae(run: Path, description: dict[str, Any], *, checkpoint: str = "newes
 
 def first_state(member: Member, fitted: Fitted) -> TrainState:
     """The state of a member before the first step; also the template that a checkpoint is read into."""
-    recipe = sweep.recipe_of(member)
+    step_config = sweep.step_config_of(member)
     mean = jnp.asarray(fitted.site.center, jnp.float32)
     other = None
     if fitted.target is not None:
         other = jnp.asarray(fitted.target.center, jnp.float32)
     key = jax.random.key(member.config.seed)
-    return initial_state(key, member.plan.m, mean=mean, recipe=recipe, out_mean=other)
+    return initial_state(key, member.plan.m, mean=mean, step_config=step_config, out_mean=other)

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 
 from harvest.store import Store
 from jaxdict.rows import match_sites, source_of
-from jaxdict.sae import ALONE, Adam, Dials, How, Rate, Recipe, TrainSAEConfig, kinds
+from jaxdict.sae import (
+    SINGLE_DEVICE,
+    AdamConfig,
+    Execution,
+    Hyperparams,
+    ScheduleConfig,
+    StepConfig,
+    TrainSAEConfig,
+    kinds,
+)
 
 _FIXED = ("store", "out", "site", "sweep", "resume", "batch", "rows", "steps", "pool", "order_seed")
 _FIXED += ("memory", "mesh", "coordinator", "processes", "process", "tracker", "preset", "fit_rows")
@@ -27,7 +36,7 @@ _FIXED += (
     "target",
     "eigenvalue_floor",
 )
-_DIALS = ("lr", "aux", "sparsity", "seed")
+_PER_MEMBER = ("lr", "aux", "sparsity", "seed")
 """Settings in which members of one group may differ."""
 
 
@@ -98,11 +107,11 @@ class Group:
     """Members that one compiled step serves: the same site, shapes and fixed numbers.
 
     Attributes:
-        members: they differ in `_DIALS` alone.
-        recipe: the fixed numbers.
+        members: they differ in `_PER_MEMBER` alone.
+        step_config: the fixed numbers.
     """
 
-    recipe: Recipe
+    step_config: StepConfig
     members: list[Member] = field(default_factory=list)
 
     @property
@@ -188,20 +197,20 @@ def expand(config: TrainSAEConfig, store: Store) -> list[Member]:
     return members
 
 
-def grouped(members: list[Member], how: How) -> list[Group]:
+def grouped(members: list[Member], execution: Execution) -> list[Group]:
     """Members by what a compiled step is made for, each group in the order they came."""
     groups: dict[tuple[Any, ...], Group] = {}
     for member in members:
-        recipe, config = recipe_of(member, how), member.config
-        key = (config.site, member.plan.m, config.normalize, config.resample, recipe)
-        groups.setdefault(key, Group(recipe)).members.append(member)
+        step_config, config = step_config_of(member, execution), member.config
+        key = (config.site, member.plan.m, config.normalize, config.resample, step_config)
+        groups.setdefault(key, Group(step_config)).members.append(member)
     return list(groups.values())
 
 
-def recipe_of(member: Member, how: How = ALONE) -> Recipe:
+def step_config_of(member: Member, execution: Execution = SINGLE_DEVICE) -> StepConfig:
     """All fixed numbers of a member's step."""
     config, plan = member.config, member.plan
-    return Recipe(
+    return StepConfig(
         kind=config.kind,
         k=config.k,
         slots=plan.slots,
@@ -209,19 +218,19 @@ def recipe_of(member: Member, how: How = ALONE) -> Recipe:
         aux_form=config.aux_form,
         dead_rows=config.dead_rows,
         ema=config.ema,
-        rate=Rate(plan.steps, config.warmup, config.decay),
-        adam=Adam(config.b1, config.b2, config.eps, config.clip),
+        rate=ScheduleConfig(plan.steps, config.warmup, config.decay),
+        adam=AdamConfig(config.b1, config.b2, config.eps, config.clip),
         prefixes=plan.prefixes,
         ramp=round(config.ramp * plan.steps) if plan.sparsity else 0,
-        how=how._replace(bfloat16=config.precision == "bfloat16", recall=config.recall),
+        execution=execution._replace(bfloat16=config.precision == "bfloat16", recall=config.recall),
         **kinds.REGISTRY[config.kind].own_settings(config),
     )
 
 
-def dials_of(member: Member, variance: float) -> Dials:
+def hyperparams_of(member: Member, variance: float) -> Hyperparams:
     """The numbers in which members of a group may differ, as Python floats."""
     plan = member.plan
-    return Dials(plan.lr, member.config.aux, plan.sparsity, variance)
+    return Hyperparams(plan.lr, member.config.aux, plan.sparsity, variance)
 
 
 def _whole(text: str) -> int:

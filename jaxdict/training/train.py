@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from harvest.atomic import write_json
 from harvest.store import Store, open_store
 from jaxdict.devices import mesh
 from jaxdict.rows import Source, save_normalization, source_of, to_device
@@ -27,11 +28,10 @@ from jaxdict.runs import (
     open_run,
     print_result,
     stop_signals,
-    write_json,
 )
 from jaxdict.sae import (
-    Dials,
-    How,
+    Execution,
+    Hyperparams,
     TrainSAEConfig,
     TrainState,
     dead_features,
@@ -71,13 +71,15 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     devices = mesh.make_mesh(
         config.mesh, batch=config.batch, atoms=tuple(one.plan.m for one in found_members)
     )
-    groups = sweep.grouped(found_members, How(*mesh.axes(devices)))
+    groups = sweep.grouped(found_members, Execution(*mesh.axes(devices)))
     found = _open_runs(config, store, found_members, chief)
     fitted = _fit_all(groups, store, found, chief)
     rows = Rows(config, store, groups, fitted, devices)
     states = [_start(g, fit, rows, devices) for g, fit in zip(groups, fitted, strict=True)]
     steps = [_step_of(group, devices) for group in groups]
-    dials = [_dials(group, fit, devices) for group, fit in zip(groups, fitted, strict=True)]
+    hyperparams = [
+        _hyperparams(group, fit, devices) for group, fit in zip(groups, fitted, strict=True)
+    ]
     held_out = _held_out(groups, fitted, store)
     started, total = time.perf_counter(), found_members[0].plan.steps
     measured: dict[str, dict[str, Any]] = {}
@@ -98,12 +100,12 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
                 numbers = []
                 for place, group in enumerate(groups):
                     inputs = batch[rows.of(group)]
-                    states[place], one = steps[place](states[place], inputs, dials[place])
+                    states[place], one = steps[place](states[place], inputs, hyperparams[place])
                     every = group.members[0].config.resample
                     if every and step % every == 0 and step < total:
                         seeds = [member.config.seed for member in group.members]
                         states[place] = dead_features.revive(
-                            states[place], inputs, group.recipe, seeds, step, devices
+                            states[place], inputs, group.step_config, seeds, step, devices
                         )
                     numbers.append(one)
                 # Asked once: a signal that comes later in this round waits for the next one.
@@ -217,7 +219,7 @@ def _fit_all(groups: list[Group], store: Store, found: bool, chief: bool) -> lis
 
 
 def _step_of(group: Group, devices: Mesh | None) -> Any:
-    return make_update(group.recipe, members=group.stacked, mesh=devices)
+    return make_update(group.step_config, members=group.stacked, mesh=devices)
 
 
 def _start(group: Group, fitted: Fitted, rows: Rows, devices: Mesh | None) -> TrainState:
@@ -229,10 +231,10 @@ def _start(group: Group, fitted: Fitted, rows: Rows, devices: Mesh | None) -> Tr
             target = rows.loaders[member.config.target] if member.config.target else None
             params = initialize.from_rows(params, loader, fitted, target)
         params = params._replace(encoder=params.encoder * member.config.encoder_scale)
-        state = state_of(params, group.recipe)
+        state = state_of(params, group.step_config)
         if kinds.REGISTRY[member.config.kind].log_threshold:
             start = initialize.threshold_from_rows(params, loader, fitted, member.config.k)
-            state = state_of(params, group.recipe, threshold=start)
+            state = state_of(params, group.step_config, threshold=start)
         states.append(state)
     state = states[0]
     if group.stacked:
@@ -240,11 +242,11 @@ def _start(group: Group, fitted: Fitted, rows: Rows, devices: Mesh | None) -> Tr
     return sharding.place_state(state, devices, members=group.stacked)
 
 
-def _dials(group: Group, fitted: Fitted, devices: Mesh | None) -> Dials:
-    every = [sweep.dials_of(member, fitted.out.variance) for member in group.members]
-    stacked = Dials(*(np.asarray(values, np.float32) for values in zip(*every, strict=True)))
+def _hyperparams(group: Group, fitted: Fitted, devices: Mesh | None) -> Hyperparams:
+    every = [sweep.hyperparams_of(member, fitted.out.variance) for member in group.members]
+    stacked = Hyperparams(*(np.asarray(values, np.float32) for values in zip(*every, strict=True)))
     if not group.stacked:
-        stacked = Dials(*(np.asarray(values[0]) for values in stacked))
+        stacked = Hyperparams(*(np.asarray(values[0]) for values in stacked))
     return mesh.everywhere(jax.tree.map(jnp.asarray, stacked), devices)
 
 

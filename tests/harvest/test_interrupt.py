@@ -120,7 +120,9 @@ except OSError as error:
     assert line.startswith("OSError: images 0 to 3 could not be written to"), line
     assert "File too large" in line and "what was finished is kept" in line
     full = open_store(str(config.out) + "-full")
-    assert not full.done.any() and not list(full.path.rglob("*.partial"))
+    assert not full.done.any() and not [
+        p for p in full.path.rglob("*") if p.suffix in (".partial", ".tmp")
+    ]
     again = harvest(replace(config, images=8, out=full.path))
     assert again["made"] == 8
     same_files(config.out, full.path)
@@ -156,7 +158,11 @@ main({flags!r})
     assert done.returncode == 2
     told = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and "%|" not in line]
     assert len(told) == 1 and re.match("jaxdict: " + line, told[0]), done.stderr
-    left = [path.name for path in tmp_path.rglob("*") if path.name.endswith((".new", ".partial"))]
+    left = [
+        path.name
+        for path in tmp_path.rglob("*")
+        if path.name.endswith((".new", ".partial", ".tmp"))
+    ]
     assert not left
 
 

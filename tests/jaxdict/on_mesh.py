@@ -18,11 +18,11 @@ from jax.sharding import PartitionSpec
 
 from jaxdict.devices import mesh
 from jaxdict.dictionary.arrays import ENCODER_KINDS
-from jaxdict.rows.normalization import Space
+from jaxdict.rows.normalization import Normalizer
 from jaxdict.sae import dead_features, sharding
 from jaxdict.sae.state import Batch, initial_state
 from jaxdict.sae.step import make_update
-from jaxdict.sae.step_config import Adam, Dials, How, Rate, Recipe
+from jaxdict.sae.step_config import AdamConfig, Execution, Hyperparams, ScheduleConfig, StepConfig
 
 D, M, N, STEPS, D_OUT = 12, 256, 32, 20, 10
 MESHES = {"one": None, "data": "data=8", "features": "features=8", "both": "data=2,features=4"}
@@ -40,9 +40,9 @@ def meshes_of(case: str, *, thorough: bool) -> list[str]:
     return ["one", "both"] if few else list(MESHES)
 
 
-def recipe_of(kind: str) -> Recipe:
+def step_config_of(kind: str) -> StepConfig:
     slots = 4 if kind == "topk" else 16
-    return Recipe(
+    return StepConfig(
         kind,
         k=4,
         slots=slots,
@@ -50,8 +50,8 @@ def recipe_of(kind: str) -> Recipe:
         aux_form="residual",
         dead_rows=DEAD,
         ema=0.9,
-        rate=Rate(40, 3, 0.2),
-        adam=Adam(0.9, 0.99, 1e-8, 1.0),
+        rate=ScheduleConfig(40, 3, 0.2),
+        adam=AdamConfig(0.9, 0.99, 1e-8, 1.0),
         prefixes=(4, 16, M) if kind == "matryoshka" else (),
         penalty="target" if kind == "jumprelu" else "",
         bandwidth=0.5 if kind == "jumprelu" else 0.0,
@@ -66,8 +66,8 @@ def bits_of(seed: int, d: int) -> np.ndarray:
     return (rows.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def space_of(d: int) -> Space:
-    return Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
+def normalizer_of(d: int) -> Normalizer:
+    return Normalizer(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
 
 
 def gathered(text: str) -> int:
@@ -84,38 +84,44 @@ def train(
 ) -> dict[str, Any]:
     """20 steps; the numbers of each, the last state, how often it was compiled, what was gathered."""
     devices = None if split is None else mesh.make_mesh(split, batch=N, atoms=(M,))
-    recipe = recipe_of(kind)._replace(how=How(*mesh.axes(devices)))
+    step_config = step_config_of(kind)._replace(execution=Execution(*mesh.axes(devices)))
     out_mean = jnp.zeros(D_OUT) if target else None
     states = [
-        initial_state(jax.random.key(seed), M, mean=jnp.zeros(D), recipe=recipe, out_mean=out_mean)
+        initial_state(
+            jax.random.key(seed), M, mean=jnp.zeros(D), step_config=step_config, out_mean=out_mean
+        )
         for seed in range(members or 1)
     ]
     rates = [1e-2 * (1 + seed) for seed in range(members or 1)]
-    every = [Dials(rate, 1 / 32, 0.05, 12.0) for rate in rates]
-    state, dials = states[0], Dials(*(np.float32(value) for value in every[0]))
+    every = [Hyperparams(rate, 1 / 32, 0.05, 12.0) for rate in rates]
+    state, hyperparams = states[0], Hyperparams(*(np.float32(value) for value in every[0]))
     if members:
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        dials = Dials(*(np.asarray(values, np.float32) for values in zip(*every, strict=True)))
+        hyperparams = Hyperparams(
+            *(np.asarray(values, np.float32) for values in zip(*every, strict=True))
+        )
     state = sharding.place_state(state, devices, members=members)
-    dials = mesh.everywhere(jax.tree.map(jnp.asarray, dials), devices)
-    spaces = [mesh.everywhere(space_of(width), devices) for width in (D, D_OUT)]
-    step = make_update(recipe, members=members, mesh=devices)
+    hyperparams = mesh.everywhere(jax.tree.map(jnp.asarray, hyperparams), devices)
+    normalizers = [mesh.everywhere(normalizer_of(width), devices) for width in (D, D_OUT)]
+    step = make_update(step_config, members=members, mesh=devices)
     numbers, since, before = [], [], step._cache_size()
     inputs: Any = None
     for at, (one, other) in enumerate(zip(bits_of(0, D), bits_of(1, D_OUT), strict=True), start=1):
         rows = [mesh.place_rows(bits, devices, 0, N) for bits in (one, other)]
-        more = (rows[1], spaces[1]) if target else ()
-        inputs = Batch(rows[0], spaces[0], *more)
-        state, metrics = step(state, inputs, dials)
+        more = (rows[1], normalizers[1]) if target else ()
+        inputs = Batch(rows[0], normalizers[0], *more)
+        state, metrics = step(state, inputs, hyperparams)
         if revive and at == REVIVED:
-            state = dead_features.revive(state, inputs, recipe, range(members or 1), at, devices)
+            state = dead_features.revive(
+                state, inputs, step_config, range(members or 1), at, devices
+            )
         numbers.append(np.array(jax.device_get(metrics)))
         since.append(np.array(state.since_fired))
     found: dict[str, Any] = {
         "numbers": np.stack(numbers),
         "since": np.stack(since),
         "compiled": step._cache_size() - before,
-        "gathered": 0 if devices is None else gathered(_text(step, state, inputs, dials)),
+        "gathered": 0 if devices is None else gathered(_text(step, state, inputs, hyperparams)),
         "parts": [leaf.addressable_shards[0].data.shape for leaf in _with_atoms(state)],
         "wholes": [leaf.shape for leaf in _with_atoms(state)],
     }

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
+from harvest.atomic import whole_file
 from harvest.shapes.training.data import TEXT_LENGTHS, Data
 from harvest.shapes.training.muon import Muon
 from harvest.shapes.training.readouts import Heads, Maps
@@ -121,9 +122,8 @@ def train_transformer(
                     "average": average,
                     "step": step + 1,
                 }
-                partial = checkpoint.with_suffix(".partial")
-                torch.save(state, partial)
-                partial.replace(checkpoint)
+                with whole_file(checkpoint) as draft:
+                    torch.save(state, draft)
                 if report is not None:
                     current = copy.deepcopy(parts.state_dict())
                     parts.load_state_dict(average)

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from tqdm import tqdm
 
+from harvest.atomic import whole_file
 from harvest.shapes import draw
 from harvest.shapes.training.muon import Muon
 
@@ -216,6 +217,5 @@ def _save(
         "average": average,
         "step": step,
     }
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(checkpoint)
+    with whole_file(checkpoint) as draft:
+        torch.save(state, draft)

@@ -170,10 +170,10 @@ def test_every_kind_is_folded_with_its_threshold(store, kind):
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
 @pytest.mark.parametrize("spaces", [("standardize", "whiten"), ("whiten", "standardize")])
-def test_a_transcoder_is_folded_with_both_normalizations(two_sites, kind, spaces):
+def test_a_transcoder_is_folded_with_both_normalizations(two_sites, kind, normalizers):
     rows, others = two_sites
     x, y = (floats(source.read(source.images)) for source in two_sites)
-    normalization, target = fit(lambda: [x], spaces[0]), fit(lambda: [y], spaces[1])
+    normalization, target = fit(lambda: [x], normalizers[0]), fit(lambda: [y], normalizers[1])
     params = random_params(normalization, kind, target)
     dictionary, _ = check_folded(params, normalization, x, 6, kind, target)
     assert dictionary.transcoder and dictionary.card == {"target": TARGET}

@@ -54,7 +54,7 @@ def test_norms(tmp_path, steps):
     means = {site: list(1.0 + np.arange(steps) + i) for i, site in enumerate(RESIDUAL)}
     (path,) = plot_norms(tmp_path, store, means)
     assert path == tmp_path / "norms.png" and len(colours(path)) >= steps
-    assert not list(tmp_path.glob(".*.new"))
+    assert not list(tmp_path.glob(".*.tmp"))
     first = path.read_bytes()
     plot_norms(tmp_path, store, {site: [2 * x**2 for x in line] for site, line in means.items()})
     assert path.read_bytes() != first

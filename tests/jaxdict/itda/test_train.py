@@ -20,7 +20,7 @@ from jaxdict.itda.config import TrainITDAConfig
 from jaxdict.itda.saved_run import run_to_dictionary
 from jaxdict.itda.threshold_search import MOST_TRIALS, Trial, next_threshold
 from jaxdict.itda.train import train_itda
-from jaxdict.rows.single_pass import Once
+from jaxdict.rows.single_pass import SinglePass
 from jaxdict.rows.source import source_of
 from tests.reference import itda as reference
 
@@ -183,7 +183,7 @@ def test_the_search_ends_near_the_atoms_asked_for(atoms, slope, one, growth_rate
 def test_every_training_row_comes_once_with_its_place(store):
     opened = open_store(store)
     source = source_of(opened, SITE, steps=(1,))
-    once = Once(source, batch=37, seed=3, pool=60, rows=0)
+    once = SinglePass(source, batch=37, seed=3, pool=60, rows=0)
     batches = list(once.read())
     assert len(batches) == once.batches
     places = np.concatenate([b.places[: b.count] for b in batches])
@@ -197,7 +197,7 @@ def test_every_training_row_comes_once_with_its_place(store):
         for one, other in zip(once.read(start), batches[start:], strict=True):
             np.testing.assert_array_equal(one.bits, other.bits)
             np.testing.assert_array_equal(one.places, other.places)
-    some = Once(source, batch=37, seed=3, pool=60, rows=100)
+    some = SinglePass(source, batch=37, seed=3, pool=60, rows=100)
     assert [b.count for b in some.read()] == [37, 37, 26]
     for one, other in zip(some.read(), batches, strict=False):
         np.testing.assert_array_equal(one.places[: one.count], other.places[: one.count])

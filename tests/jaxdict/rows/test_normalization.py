@@ -30,18 +30,24 @@ def fitted(rows, kind, **options):
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_fit_is_the_direct_float64_formula(rows, kind):
-    space = fitted(rows, kind)
+    normalizer = fitted(rows, kind)
     x = rows.astype(np.float64)
-    flat = space.transform.ndim == 1
-    z = (x - space.mean) * space.transform if flat else (x - space.mean) @ space.transform
-    np.testing.assert_allclose(z.mean(0), space.center, atol=1e-9)
-    np.testing.assert_allclose(np.square(z - z.mean(0)).sum(1).mean(), space.variance, rtol=1e-9)
-    assert space.rows == len(rows)
+    flat = normalizer.transform.ndim == 1
+    z = (
+        (x - normalizer.mean) * normalizer.transform
+        if flat
+        else (x - normalizer.mean) @ normalizer.transform
+    )
+    np.testing.assert_allclose(z.mean(0), normalizer.center, atol=1e-9)
+    np.testing.assert_allclose(
+        np.square(z - z.mean(0)).sum(1).mean(), normalizer.variance, rtol=1e-9
+    )
+    assert normalizer.rows == len(rows)
     if kind == "none":
         np.testing.assert_array_equal(z, x)
     if kind == "rms":
         assert np.square(z).mean() == pytest.approx(1)
-        assert np.ptp(space.transform) == 0
+        assert np.ptp(normalizer.transform) == 0
     if kind == "standardize":
         np.testing.assert_allclose(z.std(0), 1, rtol=1e-9)
     if kind == "whiten":
@@ -50,19 +56,19 @@ def test_fit_is_the_direct_float64_formula(rows, kind):
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_device_map_and_its_inverse_return_the_rows(rows, kind):
-    space = to_device(fitted(rows, kind))
-    back = denormalize(space, normalize(space, jnp.asarray(rows)))
+    normalizer = to_device(fitted(rows, kind))
+    back = denormalize(normalizer, normalize(normalizer, jnp.asarray(rows)))
     np.testing.assert_allclose(back, rows, atol=1e-5 * np.abs(rows).max())
 
 
 @pytest.mark.parametrize("kind", ["standardize", "whiten"])
 def test_floor_bounds_the_amplification_of_a_constant_dimension(rows, kind):
     rows = np.concatenate([rows, np.full((len(rows), 1), 3.0, "f4")], axis=1)
-    space = fitted(rows, kind, floor=1e-4)
+    normalizer = fitted(rows, kind, floor=1e-4)
     mean_variance = rows.astype(np.float64).var(0).mean()
-    largest = np.linalg.norm(space.transform, axis=0 if kind == "whiten" else None, ord=None)
-    assert np.isfinite(space.transform).all()
-    assert np.max(largest if kind == "whiten" else space.transform) == pytest.approx(
+    largest = np.linalg.norm(normalizer.transform, axis=0 if kind == "whiten" else None, ord=None)
+    assert np.isfinite(normalizer.transform).all()
+    assert np.max(largest if kind == "whiten" else normalizer.transform) == pytest.approx(
         1 / np.sqrt(1e-4 * mean_variance)
     )
 
@@ -70,20 +76,21 @@ def test_floor_bounds_the_amplification_of_a_constant_dimension(rows, kind):
 def test_large_mean_costs_no_digits():
     rng = np.random.default_rng(0)
     rows = (1e4 + rng.integers(-2, 3, size=(5000, 3)) * 0.125).astype(np.float32)
-    space = fitted(rows, "standardize")
-    np.testing.assert_allclose(space.inverse, rows.astype(np.float64).std(0), rtol=1e-9)
+    normalizer = fitted(rows, "standardize")
+    np.testing.assert_allclose(normalizer.inverse, rows.astype(np.float64).std(0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_file_round_trip_is_bit_for_bit(rows, kind, tmp_path):
-    space = fitted(rows, kind)
-    save_normalization(space, tmp_path / "n.safetensors")
+    normalizer = fitted(rows, kind)
+    save_normalization(normalizer, tmp_path / "n.safetensors")
     again = load_normalization(tmp_path / "n.safetensors")
     for name in ("mean", "transform", "inverse", "center"):
         assert (
-            getattr(again, name).tobytes() == np.ascontiguousarray(getattr(space, name)).tobytes()
+            getattr(again, name).tobytes()
+            == np.ascontiguousarray(getattr(normalizer, name)).tobytes()
         )
-    assert (again.kind, again.variance, again.rows) == (kind, space.variance, space.rows)
+    assert (again.kind, again.variance, again.rows) == (kind, normalizer.variance, normalizer.rows)
 
 
 def test_bad_input_says_what_came():

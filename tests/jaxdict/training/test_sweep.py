@@ -15,7 +15,7 @@ from jaxdict.dictionary.files import load_dictionary
 from jaxdict.runs.folder import CONFIG, SUMMARY
 from jaxdict.sae.config import TrainSAEConfig
 from jaxdict.sae.state import Metrics
-from jaxdict.sae.step_config import How
+from jaxdict.sae.step_config import Execution
 from jaxdict.training import pareto
 from jaxdict.training import sweep as members
 from tests.jaxdict.command import Command, curve, last_step, raw, weights, words
@@ -196,7 +196,7 @@ def test_frontier_is_what_nobody_beats():
 def test_members_that_one_step_serves_share_it(store, tmp_path, sweep, sizes):
     config = TrainSAEConfig(store=store, out=tmp_path, **{**SMALL, "sweep": sweep})
     every = members.expand(config, open_store(store))
-    groups = members.grouped(every, How())
+    groups = members.grouped(every, Execution())
     assert [len(group.members) for group in groups] == sizes
     assert len({one.name for one in every}) == len(every)
 

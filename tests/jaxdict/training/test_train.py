@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jaxdict.codes.codes import Codes
-from jaxdict.rows.normalization import Space, bfloat16_rows
+from jaxdict.rows.normalization import Normalizer, bfloat16_rows
 from jaxdict.runs.folder import read_lines, read_run
 from jaxdict.sae import kinds, model, step_config
 from jaxdict.sae.config import TrainSAEConfig
@@ -51,7 +51,7 @@ def weights(run):
     return trained.step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trained.params)]
 
 
-RECIPE = step_config.Recipe(
+RECIPE = step_config.StepConfig(
     kind="topk",
     k=4,
     slots=4,
@@ -59,20 +59,20 @@ RECIPE = step_config.Recipe(
     aux_form="residual",
     dead_rows=100,
     ema=0.0,
-    rate=step_config.Rate(50, 3, 0.2),
-    adam=step_config.Adam(0.9, 0.99, 1e-8, 1.0),
+    rate=step_config.ScheduleConfig(50, 3, 0.2),
+    adam=step_config.AdamConfig(0.9, 0.99, 1e-8, 1.0),
 )
-DIALS = step_config.Dials(*map(jnp.float32, (1e-2, 1 / 32, 0.0, 12.0)))
+DIALS = step_config.Hyperparams(*map(jnp.float32, (1e-2, 1 / 32, 0.0, 12.0)))
 
 
-def small_update(recipe=RECIPE):
+def small_update(step_config=RECIPE):
     d, m = 12, 64
-    state = initial_state(jax.random.key(0), m, mean=jnp.zeros(d), recipe=recipe)
-    space = Space(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
+    state = initial_state(jax.random.key(0), m, mean=jnp.zeros(d), step_config=step_config)
+    normalizer = Normalizer(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(30, 32, d)).astype(np.float32)
     batches = (rows.view(np.uint32) >> 16).astype("u2")
-    return make_update(recipe), state, [Batch(jnp.asarray(one), space) for one in batches]
+    return make_update(step_config), state, [Batch(jnp.asarray(one), normalizer) for one in batches]
 
 
 def test_step_compiles_once_and_keeps_unit_atoms_even_when_features_die():
@@ -138,20 +138,20 @@ def test_dead_features_learn_through_auxk_only():
     dead = jnp.arange(64) >= 60
     # Far below the others: never among the k, but still active on their own.
     params = params._replace(encoder_bias=jnp.where(dead, 0.0, 30.0))
-    recipe = RECIPE._replace(k_aux=2)
+    step_config = RECIPE._replace(k_aux=2)
     slope = jax.jit(jax.grad(loss, has_aux=True), static_argnums=(4, 6))
-    without, _ = slope(params, z, z, None, recipe, DIALS, 0)
-    with_aux, _ = slope(params, z, z, dead, recipe, DIALS, 2)
+    without, _ = slope(params, z, z, None, step_config, DIALS, 0)
+    with_aux, _ = slope(params, z, z, dead, step_config, DIALS, 2)
     assert (np.asarray(without.encoder)[60:] == 0).all()
     assert (np.abs(np.asarray(with_aux.encoder)[60:]).max(1) > 0).all()
 
 
 def test_learning_rate_warms_up_stays_and_falls():
-    rate = schedule(step_config.Rate(100, 10, 0.2))
+    rate = schedule(step_config.ScheduleConfig(100, 10, 0.2))
     np.testing.assert_allclose(
         [2 * rate(t) for t in (0, 4, 9, 50, 80, 90, 99)], [0.2, 1, 2, 2, 2, 1, 0.1], rtol=1e-6
     )
-    assert float(schedule(step_config.Rate(10, 0, 0.0))(9)) == 1
+    assert float(schedule(step_config.ScheduleConfig(10, 0, 0.0))(9)) == 1
 
 
 def test_a_planted_dictionary_is_found(tmp_path):

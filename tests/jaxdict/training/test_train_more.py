@@ -165,13 +165,15 @@ def test_a_revived_feature_is_a_row_and_the_others_stay_as_they_are(resampled, s
     normalization = fit(lambda: [floats(bits) for _, bits in site.blocks()], "standardize")
     bits = site.read(site.images[:2]).reshape(-1, 16)
     batch = Batch(jax.numpy.asarray(bits), to_device(normalization))
-    recipe = sweep.recipe_of(_member(run))
+    step_config = sweep.step_config_of(_member(run))
     before = jax.tree.map(np.array, state)
-    after = dead_features.revive(jax.tree.map(jax.numpy.asarray, state), batch, recipe, [7], 20)
+    after = dead_features.revive(
+        jax.tree.map(jax.numpy.asarray, state), batch, step_config, [7], 20
+    )
     live = ~dead
     for old, new in zip(before.params[:3], after.params[:3], strict=True):
         np.testing.assert_array_equal(np.asarray(new)[live], old[live])
-    z = np.asarray(normalize(batch.space, floats(bits))) - before.params.bias
+    z = np.asarray(normalize(batch.normalizer, floats(bits))) - before.params.bias
     cosine = np.asarray(after.params.atoms)[dead] @ (z / np.linalg.norm(z, axis=1, keepdims=True)).T
     np.testing.assert_allclose(cosine.max(axis=1), 1, atol=1e-4)
     size = 0.2 * np.linalg.norm(before.params.encoder[live], axis=1).mean()
@@ -186,7 +188,9 @@ def test_a_revived_feature_is_a_row_and_the_others_stay_as_they_are(resampled, s
             assert not now[dead].any() and then[dead].any()
             np.testing.assert_array_equal(now[live], then[live])
     np.testing.assert_array_equal(after.since_fired, np.where(dead, 0, 3))
-    again = dead_features.revive(jax.tree.map(jax.numpy.asarray, state), batch, recipe, [7], 20)
+    again = dead_features.revive(
+        jax.tree.map(jax.numpy.asarray, state), batch, step_config, [7], 20
+    )
     assert raw(jax.tree.leaves(jax.tree.map(np.asarray, again))) == raw(
         jax.tree.leaves(jax.tree.map(np.asarray, after))
     )

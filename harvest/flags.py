@@ -1,0 +1,34 @@
+"""Checks of settings: each names the flag, what was expected, what came and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+
+def expect(condition: bool, name: str, expected: str, got: object, do: str = "") -> None:
+    """Raise a ValueError that names the flag, unless `condition` holds.
+
+    Args:
+        condition: Whether the setting is good.
+        name: The config's field.
+        expected: What is accepted.
+        got: What came.
+        do: What to do about it; "change" the flag by default.
+    """
+    if not condition:
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{flag}: expected {expected}, got {got!r}; {do or f'change {flag}'}")
+
+
+def one_of(config: Any, name: str, options: Collection[str]) -> None:
+    """Check that a field holds one of a few words."""
+    value = getattr(config, name)
+    expect(value in options, name, f"one of {tuple(options)}", value, "pick one of them")
+
+
+def at_least(config: Any, least: float, names: Collection[str], expected: str) -> None:
+    """Check that each of these fields holds `least` or more."""
+    for name in names:
+        value = getattr(config, name)
+        expect(value >= least, name, expected, value, "raise it")
