@@ -5,5 +5,6 @@ from .codes import sort_slots as sort_slots
 from .kernels import gather_rows as gather_rows
 from .kernels import inner_products as inner_products
 from .kernels import scatter_rows as scatter_rows
+from .topk import argmax as argmax
 from .topk import top_k as top_k
 from .topk import whole_top_k as whole_top_k

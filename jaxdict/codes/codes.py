@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 # Slots decoded in one fused pass over the output: fewer passes over it, same memory.
-_GROUP = 8
+_SLOTS_PER_PASS = 8
 
 
 class Codes(NamedTuple):
@@ -47,14 +47,14 @@ class Codes(NamedTuple):
             m: number of atoms; every index is below it.
 
         Returns:
-            e [n, m] with e[i, indices[i, j]] = values[i, j].
+            float [n, m], e with e[i, indices[i, j]] = values[i, j].
         """
         rows = jnp.arange(self.n)[:, None]
         return jnp.zeros((self.n, m), self.values.dtype).at[rows, self.indices].add(self.values)
 
 
 def sort_slots(indices: Int[Array, "n k"], values: Float[Array, "n k"]) -> Codes:
-    """Put slots in the house order: by |value|, largest first, empty slots (0, 0.0) last.
+    """Sort the slots of each row by |value|, largest first, empty slots (0, 0.0) last.
 
     Args:
         indices: int [n, k], any order.
@@ -82,14 +82,14 @@ def combine(
         weights: float [k].
         indices: int [k], each below m.
         table: float [m, w].
-        slots: only the first so many slots are non-zero (may be traced); all by default.
+        slots: how many of the first slots to add (may be traced); the others must be 0. All by default.
 
     Returns:
         float [w].
     """
     table = jnp.asarray(table)
     k = weights.shape[0]
-    group = min(_GROUP, k)
+    group = min(_SLOTS_PER_PASS, k)
     spare = -k % group
     weights = jnp.pad(weights, (0, spare)).reshape(-1, group)
     indices = jnp.pad(indices, (0, spare)).reshape(-1, group)
