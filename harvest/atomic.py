@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +19,14 @@ SUFFIX = ".tmp"
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the path of a file to write, which takes the place of `path` when the block ends well.
 
-    If the block raises, what it wrote is removed and `path` is left as it was.
+    If the block raises, what it wrote is removed and `path` is left as it was. The file gets the
+    permissions that the umask gives a new file, whatever wrote it.
     """
     draft = path.with_name(f".{path.name}{SUFFIX}")
     try:
+        mode = _new_mode(draft)
         yield draft
+        _set_mode(draft, mode)
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -34,13 +37,18 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, which takes the place of `path` when the block ends well.
 
-    If the block raises, the new folder is removed and `path` is left as it was.
+    If the block raises, the new folder is removed and `path` is left as it was. The folder and its
+    files get the permissions that the umask gives new ones, whatever wrote them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=SUFFIX, dir=path.parent))
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}{SUFFIX}")
+    draft.mkdir()
     try:
+        mode = draft.stat().st_mode & 0o666
         yield draft
-        draft.chmod(0o755)
+        for folder, _, files in os.walk(draft):
+            for name in files:
+                _set_mode(Path(folder, name), mode)
         if path.exists():
             # os.replace cannot put a folder over a non-empty one: step the old one aside first.
             aside = draft.with_suffix(".old")
@@ -57,6 +65,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _new_mode(path: Path) -> int:
+    """Permissions of a new file at `path`, found by making one and removing it.
+
+    `os.umask` tells them only by changing them, for every thread of the process.
+    """
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+    path.unlink()
+    return mode
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Some writers make their files readable by their owner alone (safetensors does)."""
+    if path.stat().st_mode & 0o777 != mode:
+        path.chmod(mode)
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text file in UTF-8, whole or not at all; the path."""
     with whole_file(path) as draft:
@@ -68,16 +94,38 @@ def write_json(path: Path, value: Any, *, indent: int = 2, allow_nan: bool = Tru
     """Write JSON, whole or not at all; what JSON has no form for, such as a path, becomes its text.
 
     Args:
-        path: Its file.
-        value: What to write.
-        indent: Spaces a level.
-        allow_nan: Write NaN and infinity, which strict readers refuse, rather than raise.
+        path: its file.
+        value: what to write.
+        indent: spaces a level.
+        allow_nan: write NaN and infinity, which strict readers refuse, rather than raise.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If a number is not finite and `allow_nan` is off.
+        ValueError: a number is not finite and `allow_nan` is off.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan, default=str)
     return write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: its file.
+
+    Returns:
+        What it holds, by name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or something other than an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected JSON in {path}, got a damaged file ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object in {path}, got {type(value).__name__}")
+    return value

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from harvest.atomic import read_json
 from harvest.store import open_store
 from jaxdict import cli
 from jaxdict.codes.codes import Codes
 from jaxdict.dictionary import arrays, coder
 from jaxdict.dictionary.files import load_dictionary
 from jaxdict.rows.source import floats, source_of
-from jaxdict.runs.folder import CONFIG, read_json
+from jaxdict.runs.folder import CONFIG
 from jaxdict.sae import kinds, model
 from jaxdict.sae.config import TrainSAEConfig
 from jaxdict.sae.step_config import Execution

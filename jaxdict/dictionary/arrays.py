@@ -17,7 +17,7 @@ Kind `itda` has no linear encoder: its codes are gradient pursuit on unit atoms 
 With a target, pursuit runs on the unit rows `encoder`, and `atoms` are what these stand for at the
 other site, where `inverse` and `bias` (in place of `mean`) lead back to raw rows.
 
-Only numpy is imported here: this file is on the ground floor of the house.
+Imports NumPy alone, so that steer and interp can use it without JAX.
 
 Sources: topk, Gao et al. 2024 (arXiv 2406.04093); batchtopk, Bussmann et al. 2024 (arXiv
 2412.06410); jumprelu, Rajamanoharan et al. 2024 (arXiv 2407.14435); matryoshka, Bussmann et al.
@@ -53,7 +53,12 @@ ENCODER_KINDS: dict[str, Kind] = {
     "matryoshka": Kind("one", "as batchtopk, nested dictionaries"),
     "relu": Kind("none", "what is positive, with an L1 penalty"),
 }
-KINDS = (*ENCODER_KINDS, "itda")
+
+
+def kinds() -> tuple[str, ...]:
+    """Every kind of dictionary: those with an encoder, and itda."""
+    return (*ENCODER_KINDS, "itda")
+
 
 # name -> (dtype, shapes it may have); m atoms, d width of the rows, out width of what is rebuilt
 TENSORS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
@@ -75,7 +80,7 @@ class Dictionary:
     """A trained dictionary as plain numpy arrays; every shape and dtype is checked when it is made.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `kinds()`.
         k: slots kept a row: active atoms, at most.
         atoms: float32 [m, d_out], decoder rows in the dictionary's own space (unit norm for itda
             without a target).
@@ -151,9 +156,8 @@ class Dictionary:
 
 def check(x: Dictionary) -> None:
     """Raise ValueError, naming the field, unless every field fits the kind and each other."""
-    known = (*ENCODER_KINDS, "itda")  # not KINDS: another may have been added since
-    if x.kind not in known:
-        raise ValueError(f"kind: expected one of {', '.join(known)}, got {x.kind!r}")
+    if x.kind not in kinds():
+        raise ValueError(f"kind: expected one of {', '.join(kinds())}, got {x.kind!r}")
     for name, (dtype, _) in TENSORS.items():
         value = getattr(x, name)
         if value is None:

@@ -25,9 +25,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxdict.codes import Codes, top_k
 from jaxdict.codes import codes as sparse
+from jaxdict.devices import FULL_PRECISION
 from jaxdict.dictionary.arrays import ENCODER_KINDS, Dictionary
 from jaxdict.pursuit import PreparedAtoms, choose_method, gradient_pursuit, prepare_atoms
-from jaxdict.pursuit.atoms import PRECISION
 
 
 class OnDevice(NamedTuple):
@@ -134,7 +134,7 @@ def _own_space(arrays: OnDevice, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         return z
     if arrays.transform.ndim == 1:
         return z * arrays.transform
-    return jnp.dot(z, arrays.transform, precision=PRECISION)
+    return jnp.dot(z, arrays.transform, precision=FULL_PRECISION)
 
 
 @partial(jax.jit, static_argnames=("k", "chunk"))
@@ -143,7 +143,7 @@ def _encode_linear(arrays: OnDevice, x: Float[Array, "n d"], *, k: int, chunk: i
     assert encoder is not None and bias is not None
 
     def one(rows: Array) -> Codes:
-        pre = jnp.dot(rows, encoder.T, precision=PRECISION) + bias
+        pre = jnp.dot(rows, encoder.T, precision=FULL_PRECISION) + bias
         # A threshold is never below 0: what exceeds it is its own ReLU.
         active = jax.nn.relu(pre) if threshold is None else jnp.where(pre > threshold, pre, 0.0)
         values, indices = top_k(active, k)
@@ -162,7 +162,9 @@ def _decode(arrays: OnDevice, codes: Codes) -> Float[Array, "n d_out"]:
     own = sparse.decode(codes, arrays.atoms)
     if arrays.inverse is not None:
         flat = arrays.inverse.ndim == 1
-        own = own * arrays.inverse if flat else jnp.dot(own, arrays.inverse, precision=PRECISION)
+        own = (
+            own * arrays.inverse if flat else jnp.dot(own, arrays.inverse, precision=FULL_PRECISION)
+        )
     # An itda dictionary with a target has both: its mean belongs to the rows it reads.
     offset = arrays.mean if arrays.bias is None else arrays.bias
     return own if offset is None else own + offset

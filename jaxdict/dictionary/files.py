@@ -1,4 +1,4 @@
-"""The dictionary artefact: one folder that holds everything needed to encode and decode.
+"""A dictionary on disk: one folder that holds everything needed to encode and decode.
 
 A dictionary is a folder with two files, readable without this package:
 
@@ -18,7 +18,7 @@ the target's rows from `atoms` with the same codes: y = (sum_j e_j atoms_j) * in
 
 Version 1 had the kinds topk and itda only; version 2 added `threshold` and transcoders.
 
-Only numpy and safetensors are imported here: this file is on the ground floor of the house.
+Imports NumPy and safetensors alone, so that steer and interp can use it without JAX.
 """
 
 from __future__ import annotations
@@ -33,20 +33,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from harvest.atomic import whole_folder
-from jaxdict.dictionary.arrays import ENCODER_KINDS, KINDS, TENSORS, Dictionary, check
-
-__all__ = [
-    "ENCODER_KINDS",
-    "FORMAT",
-    "KINDS",
-    "VERSION",
-    "Dictionary",
-    "load_dictionary",
-    "read_facts",
-    "refuse_foreign",
-    "save_dictionary",
-]
+from harvest.atomic import read_json, whole_folder
+from jaxdict.dictionary.arrays import TENSORS, Dictionary, check
 
 FORMAT = "jaxdict-dictionary"
 VERSION = 2
@@ -82,8 +70,6 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Pat
     with whole_folder(target) as folder:
         save_file(tensors, folder / TENSORS_FILE, {"format": FORMAT, "version": str(VERSION)})
         (folder / CARD_FILE).write_text(text, encoding="utf-8")
-        for file in folder.iterdir():
-            file.chmod(0o644)
     return target
 
 
@@ -131,7 +117,7 @@ def load_dictionary(path: str | os.PathLike[str]) -> Dictionary:
 
 
 def _card_facts(x: Dictionary) -> dict[str, Any]:
-    """The facts that the card repeats; ValueError when the card says something else."""
+    """The facts that the card repeats; a ValueError where it contradicts the tensors."""
     facts: dict[str, Any] = {"kind": x.kind, "d": x.d, "m": x.m, "k": int(x.k)}
     if x.transcoder:
         facts["d_out"] = x.d_out
@@ -143,7 +129,7 @@ def _card_facts(x: Dictionary) -> dict[str, Any]:
 
 
 def _card_text(x: Dictionary) -> str:
-    """The card as JSON text: format and facts first, then what the maker put in."""
+    """The card as JSON text: format and facts first, then the rest of the card."""
     card = {"format": FORMAT, "version": VERSION, **_card_facts(x)}
     card |= {key: value for key, value in x.card.items() if key not in card}
     try:
@@ -154,7 +140,7 @@ def _card_text(x: Dictionary) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What json cannot write itself: numpy values, paths, dataclasses."""
+    """Convert what `json` cannot write: NumPy values, paths, dataclasses."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, os.PathLike):
@@ -165,16 +151,21 @@ def _plain(value: Any) -> Any:
 
 
 def read_facts(file: Path, *, format: str, version: int) -> dict[str, Any]:
-    """What a JSON file says beside its format and version, which are checked: up to `version`.
+    """Read a JSON file that names its format and version, and check both.
+
+    Args:
+        file: `card.json`, or a file of the same form.
+        format: the name it has to hold.
+        version: the newest version that can be read.
+
+    Returns:
+        All else that it holds.
 
     Raises:
-        ValueError: damaged, of another format, or of a newer version.
+        ValueError: the file is damaged, of another format, or of a newer version.
     """
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: expected JSON, found a damaged file ({error})") from None
-    found = facts.pop("format", None) if isinstance(facts, dict) else None
+    facts = read_json(file)
+    found = facts.pop("format", None)
     if found != format:
         raise ValueError(f"{file}: expected format {format!r}, got {found!r}")
     written = facts.pop("version", None)
@@ -199,7 +190,7 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def refuse_foreign(target: Path) -> None:
-    """FileExistsError unless target is free, empty, or already a dictionary."""
+    """Raise FileExistsError unless the target is free, empty, or already a dictionary."""
     if target.is_dir():
         names = {entry.name for entry in target.iterdir()}
         if names and names != {CARD_FILE, TENSORS_FILE}:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from harvest.atomic import whole_file
-from harvest.store import open_store
+from harvest.atomic import read_json, whole_file
+from harvest.store import open_store, stream_of
 from jaxdict.dictionary import Dictionary
 from jaxdict.itda.build import stored
 from jaxdict.itda.labels import COLUMNS, sources
-from jaxdict.rows import load_normalization, stream_of
+from jaxdict.rows import load_normalization
 from jaxdict.runs import (
     CONFIG,
     FOLDER,
@@ -21,7 +21,6 @@ from jaxdict.runs import (
     SUMMARY,
     TARGET_NORMALIZATION,
     Checkpoints,
-    read_json,
 )
 
 ATOMS, SOURCES = "atoms.safetensors", "sources.json"

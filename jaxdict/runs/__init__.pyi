@@ -10,7 +10,6 @@ from .folder import describe as describe
 from .folder import open_run as open_run
 from .folder import plain as plain
 from .folder import print_result as print_result
-from .folder import read_json as read_json
 from .folder import read_lines as read_lines
 from .folder import read_run as read_run
 from .signals import Stop as Stop

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, summary.json; who may go on with it."""
+"""A run's folder: config.json, metrics.jsonl, summary.json, and whether a run in it can be resumed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harvest.atomic import SUFFIX, write_json, write_text
+from harvest.atomic import SUFFIX, read_json, write_json, write_text
+from jaxdict.flags import flatten
 from jaxdict.plots import MISSING
 
 if TYPE_CHECKING:
@@ -19,16 +21,10 @@ if TYPE_CHECKING:
 CONFIG, METRICS, PLOT, SUMMARY = "config.json", "metrics.jsonl", "loss.png", "summary.json"
 NORMALIZATION = "normalization.safetensors"
 TARGET_NORMALIZATION = "target_normalization.safetensors"
-# Settings that change no number of the result, or where it lies: a resumed run may differ in them.
-_FREE = (
-    *("store", "out", "resume", "memory", "preset", "tracker"),
-    *("mesh", "coordinator", "processes", "process"),
-    *("log_every", "save_every", "eval_every", "eval_rows", "keep"),
-)
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as JSON-able values."""
+    """A config dataclass as JSON-able values, in its groups if it has any."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))
 
 
@@ -50,7 +46,7 @@ def describe(
     resolved: dict[str, Any],
     packages: tuple[str, ...],
 ) -> dict[str, Any]:
-    """What config.json holds: settings, what they resolved to, the store, the versions.
+    """The content of config.json: settings, what they resolved to, the store, the versions.
 
     Args:
         config: settings, with `store` and `site`.
@@ -80,21 +76,16 @@ def describe(
     }
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a ValueError that names the file when it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, found a damaged file ({error})") from None
-
-
-def open_run(out: Path, description: dict[str, Any], *, resume: bool) -> bool:
-    """Make a run's folder, or check that it may be gone on with.
+def open_run(
+    out: Path, description: dict[str, Any], *, resume: bool, may_differ: Collection[str] = ()
+) -> bool:
+    """Make a run's folder, or check that the run in it can be resumed.
 
     Args:
         out: the folder.
         description: what config.json holds; `config` and `store` are compared.
-        resume: whether to go on with what is there.
+        resume: whether to go on with the run in it.
+        may_differ: settings that are not compared, see `jaxdict.flags.resumable`.
 
     Returns:
         True when the folder already held this run.
@@ -116,21 +107,24 @@ def open_run(out: Path, description: dict[str, Any], *, resume: bool) -> bool:
             raise ValueError(
                 f"expected a run in {out}, found no {CONFIG}; name the run's own folder"
             )
-        _same(read_json(out / CONFIG), description, out)
+        _check_same(read_json(out / CONFIG), description, out, may_differ)
         return True
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / CONFIG, description)
     return False
 
 
-def _same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
+def _check_same(
+    old: dict[str, Any], new: dict[str, Any], out: Path, may_differ: Collection[str]
+) -> None:
     """ValueError at the first setting in which two descriptions differ."""
     pairs: list[tuple[str, str, Any, Any]] = [("run", "verb", old.get("verb"), new.get("verb"))]
     for part in ("config", "store"):
-        before, after = old.get(part, {}), new.get(part, {})
+        before, after = flatten(old.get(part, {})), flatten(new.get(part, {}))
         pairs += [(part, key, before.get(key), after.get(key)) for key in {**before, **after}]
     for part, key, before, after in pairs:
-        if key in _FREE or (part, key) == ("store", "path") or before == after:
+        free = key in may_differ if part == "config" else (part, key) == ("store", "path")
+        if free or before == after:
             continue
         where = f"--{key.replace('_', '-')}" if part == "config" else f"{part} {key}"
         raise ValueError(
@@ -171,7 +165,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def print_result(
     held: dict[str, Any] | None, plotted: Path | None, *, dead_share: float | None = None
 ) -> None:
-    """Say how well a run rebuilds held-out rows, and what is missing.
+    """Print how well a run rebuilds held-out rows, and what is missing.
 
     Args:
         held: held-out numbers (see `jaxdict.metrics.fidelity.Measurement.summary`), None without such rows.

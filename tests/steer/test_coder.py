@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdict.dictionary.arrays import KINDS as EVERY_KIND
-from jaxdict.dictionary.arrays import Dictionary
+from jaxdict.dictionary.arrays import Dictionary, kinds
 from jaxdict.dictionary.files import save_dictionary
 from steer import coder as coder_module
 from steer.coder import Coder, Codes
@@ -32,7 +31,7 @@ KINDS = {
     "itda transcoder": {"kind": "itda", "transform": "full", "d_out": 20, "target": TARGET},
     "itda transcoder of one width": {"kind": "itda", "transform": "diagonal", "target": TARGET},
 }
-assert {options["kind"] for options in KINDS.values()} == set(EVERY_KIND)
+assert {options["kind"] for options in KINDS.values()} == set(kinds())
 each_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 
 
