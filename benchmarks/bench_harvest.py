@@ -25,8 +25,8 @@ from record import answer, interleaved, timings
 from harvest.capture import Capture
 from harvest.config import HarvestConfig
 from harvest.models import load_model
-from harvest.plan import make_plan
-from harvest.run import _fill
+from harvest.plan import Plan, make_plan
+from harvest.run import fill
 from harvest.store import create_store, open_store
 
 ONE, EVERY = {"one site": ("double.2.img",)}, {"every site": ("*.*.*",)}
@@ -65,14 +65,14 @@ def _measure(
     runs, stores = {}, {}
     for name, sites in places.items():
         asked = HarvestConfig(out=folder / name, sites=sites, images=images, steps=steps)
-        config, spec, _ = make_plan(asked, model)
-        stores[name] = config
+        plan = make_plan(asked, model)
+        stores[name] = plan.config
 
-        def run(config: HarvestConfig = config, spec: Any = spec) -> None:
-            shutil.rmtree(config.out, ignore_errors=True)
-            writer = create_store(config.out, spec)
+        def run(plan: Plan = plan) -> None:
+            shutil.rmtree(plan.config.out, ignore_errors=True)
+            writer = create_store(plan.config.out, plan.spec)
             with contextlib.redirect_stderr(io.StringIO()):
-                _fill(writer, spec, config, model, writer.pending(), None, quiet=False)
+                fill(writer, plan, model, shards=writer.pending())
 
         runs[name] = run
     config, spec, _ = make_plan(next(iter(stores.values())), model)

@@ -20,7 +20,7 @@ import tensorstore
 from made_up import SHARD, write_store
 from record import answer, interleaved
 
-from harvest.store import open_store
+from harvest.store import open_store, to_bits
 
 SITE = "double.18.img"
 TOKENS, STEPS, WIDTH = 256, 4, 3072
@@ -95,7 +95,7 @@ def _activations() -> np.ndarray:
     scale = np.exp(rng.normal(0, 1, WIDTH)).astype(np.float32)
     scale[:4] *= 200
     values = rng.normal(size=(SHARD, STEPS, TOKENS, WIDTH)).astype(np.float32) * scale
-    return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return to_bits(values)
 
 
 def _write(path: Path, images: int, bits: np.ndarray, compress: str) -> None:

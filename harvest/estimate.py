@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harvest.config import HarvestConfig
 from harvest.models import DTYPES, LoadedModel, read_config
-from harvest.store import Location, StoreSpec
+from harvest.plan import Plan
+from harvest.store import Location
+from harvest.units import duration, size
 
 _BYTES = {"none": None, "int8": 1.0, "nf4": 0.53}
 """Bytes of a weight; None means those of the dtype. NF4 keeps 4 bits and a share of its scales."""
@@ -42,14 +43,14 @@ class Estimate(NamedTuple):
     free: int | None
 
 
-def estimate(config: HarvestConfig, spec: StoreSpec, model: LoadedModel) -> Estimate:
+def estimate(plan: Plan, model: LoadedModel) -> Estimate:
     """Work out what a harvest takes.
 
     Args:
-        config: From `harvest.plan.make_plan`.
-        spec: From `harvest.plan.make_plan`.
-        model: Loaded with ``parts="none"``.
+        plan: what it will make.
+        model: loaded with `parts="none"`.
     """
+    config, spec, _ = plan
     per_image = sum(tokens * d for tokens, d in spec.sites.values()) * spec.steps * 2
     pictures = 0 if spec.picture is None else spec.images * prod(spec.picture) * 3
     parameters = _parameters(model.folder)
@@ -75,8 +76,9 @@ def estimate(config: HarvestConfig, spec: StoreSpec, model: LoadedModel) -> Esti
     )
 
 
-def told(config: HarvestConfig, spec: StoreSpec, expected: Estimate) -> str:
-    """The estimate in words."""
+def in_words(expected: Estimate, plan: Plan) -> str:
+    """An estimate in words, for a terminal."""
+    config, spec, _ = plan
     compressed = " before compression" if config.compress != "none" else ""
     left = "" if expected.free is None else f" ({size(expected.free)} are free)"
     hours = "" if expected.seconds is None else f"about {duration(expected.seconds)}"
@@ -91,23 +93,6 @@ def told(config: HarvestConfig, spec: StoreSpec, expected: Estimate) -> str:
     if expected.free is not None and expected.store_bytes > expected.free:
         lines.append("  the disk is too small: ask for fewer images, sites, steps or tokens")
     return "\n".join(lines)
-
-
-def size(count: float) -> str:
-    """Bytes as a person reads them, for instance 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person reads them, for instance 2 h 5 min."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _some(count: int, noun: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harvest import units
 from harvest.capture import site_shape
 from harvest.config import HarvestConfig
-from harvest.estimate import size as told_size
 from harvest.models import LoadedModel
 from harvest.prompts import Prompt, PromptList, image_seed, prompts_hash, read_prompts, split_of
 from harvest.sites import STREAMS, expand_sites
@@ -81,7 +81,7 @@ def _resolve(config: HarvestConfig, model: LoadedModel, prompts: int) -> Harvest
     if needed > config.buffer_mb * _MB:
         raise ValueError(
             f"--buffer-mb: expected room for two batches of {batch} and two shards of {per_shard} "
-            f"images of these sites, {told_size(needed)}, got {told_size(config.buffer_mb * _MB)}; raise "
+            f"images of these sites, {units.size(needed)}, got {units.size(config.buffer_mb * _MB)}; raise "
             "it, lower --batch or --images-per-shard, or ask for fewer sites, steps or tokens"
         )
     return replace(

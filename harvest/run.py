@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from harvest.capture import Capture, Enough
 from harvest.config import HarvestConfig
-from harvest.estimate import estimate, size, told
+from harvest.estimate import estimate, in_words
 from harvest.models import LoadedModel, load_model
-from harvest.plan import make_plan, plain
+from harvest.plan import Plan, make_plan, plain
 from harvest.prompts import TextCache
 from harvest.ranks import Ranks, joined_ranks
 from harvest.store import Location, StoreSpec, StoreWriter, create_store
+from harvest.units import size
 
 
 def harvest(config: HarvestConfig) -> dict[str, Any]:
@@ -45,23 +46,18 @@ def harvest(config: HarvestConfig) -> dict[str, Any]:
         config = replace(config, device=ranks.device(config.device))
         parts = "none" if config.dry_run else "text" if config.offload == "text" else "all"
         model = _load(config, parts)
-        wanted, spec, found = make_plan(config, model)
+        plan = make_plan(config, model)
         if ranks.rank == 0 and config.prompts != "shapes":
-            print(f"{config.prompts}: {found.note}")
+            print(f"{config.prompts}: {plan.prompts.note}")
         if config.dry_run:
-            expected = estimate(wanted, spec, model)
-            print(told(wanted, spec, expected))
+            expected = estimate(plan, model)
+            print(in_words(expected, plan))
             return {"store": str(Location(config.out)), "dry_run": True, **expected._asdict()}
-        return _harvest(config, wanted, spec, model, ranks)
+        return _harvest(plan, model, config, ranks)
 
 
-def _harvest(
-    asked: HarvestConfig,
-    config: HarvestConfig,
-    spec: StoreSpec,
-    model: LoadedModel,
-    ranks: Ranks,
-) -> dict[str, Any]:
+def _harvest(plan: Plan, model: LoadedModel, asked: HarvestConfig, ranks: Ranks) -> dict[str, Any]:
+    config, spec, _ = plan
     place = Location(config.out)
     if ranks.rank == 0:
         create_store(config.out, spec)
@@ -79,7 +75,7 @@ def _harvest(
         cache = TextCache(place, writer.fingerprint)
         cache.fill(model, {n: spec.prompts[writer.images_of(n)] for n in own}, config)
         model = _load(asked, "image", instead_of=model)
-    made = _fill(writer, spec, config, model, own, cache, quiet=ranks.rank > 0)
+    made = fill(writer, plan, model, shards=own, cache=cache, quiet=ranks.rank > 0)
     ranks.wait()
 
     rows = {site: spec.images * spec.steps * tokens for site, (tokens, _) in spec.sites.items()}
@@ -122,17 +118,29 @@ def _load(
     )
 
 
-def _fill(
+def fill(
     writer: StoreWriter,
-    spec: StoreSpec,
-    config: HarvestConfig,
+    plan: Plan,
     model: LoadedModel,
-    shards: list[int],
-    cache: TextCache | None,
     *,
-    quiet: bool,
+    shards: Sequence[int],
+    cache: TextCache | None = None,
+    quiet: bool = False,
 ) -> int:
-    """Make shards; one is written while the next is made. Gives the images made."""
+    """Make shards of a store; one is written while the next is made.
+
+    Args:
+        writer: the store.
+        plan: what is made.
+        model: the model, loaded.
+        shards: numbers of the shards.
+        cache: their encoded prompts, where the model has no text encoders.
+        quiet: show no progress bar.
+
+    Returns:
+        The number of images made.
+    """
+    config, spec, _ = plan
     missing = sum(_length(writer.images_of(shard)) for shard in shards)
     capture = Capture(
         model.pipe.transformer,
@@ -153,7 +161,7 @@ def _fill(
     with bar, capture, ThreadPoolExecutor(1) as writers, ThreadPoolExecutor(1) as copiers:
         for shard in shards:
             shard_text = None if cache is None else cache.read(shard)
-            maker = _ShardMaker(spec, config, model, capture, bar, copiers)
+            maker = _ShardMaker(plan, model, capture, bar=bar, copiers=copiers)
             made = maker.make(writer.images_of(shard), shard_text)
             if writing is not None:
                 writing.result()
@@ -179,15 +187,17 @@ class _ShardMaker:
 
     def __init__(
         self,
-        spec: StoreSpec,
-        config: HarvestConfig,
+        plan: Plan,
         model: LoadedModel,
         capture: Capture,
+        *,
         bar: tqdm,
         copiers: ThreadPoolExecutor,
     ) -> None:
-        self.spec, self.config, self.model = spec, config, model
-        self.capture, self.bar, self.copiers = capture, bar, copiers
+        self.config, self.spec, _ = plan
+        self.model, self.capture = model, capture
+        self.bar, self.copiers = bar, copiers
+        spec = self.spec
         self.rows = sum(tokens for tokens, _ in spec.sites.values()) * spec.steps
         values = sum(tokens * d for tokens, d in spec.sites.values()) * spec.steps
         self.megabytes = values * 2 / 1e6

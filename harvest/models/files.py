@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,7 +58,7 @@ def find_files(name: str, *, weights: bool = True) -> tuple[Path, str, str | Non
     """Folder, name to show and revision of a model; fetches it if it is on a hub.
 
     Args:
-        name: As in `harvest.models.pipelines.load_model`.
+        name: As in `harvest.models.load_model`.
         weights: Fetch all of it; else only settings and tokenizers, a few MB.
 
     Raises:
@@ -98,25 +98,31 @@ def find_files(name: str, *, weights: bool = True) -> tuple[Path, str, str | Non
     return fetched, name, fetched.name
 
 
-def load_pipeline(
-    folder: Path,
-    name: str,
-    quantize: Mapping[str, str],
-    dtype: torch.dtype,
-    place: torch.device,
-    offload: str,
-    parts: str,
-) -> Any:
+class LoadOptions(NamedTuple):
+    """How a pipeline is loaded.
+
+    Attributes:
+        quantize: `transformer` and `text_encoder_2` to `none`, `nf4` or `int8`.
+        dtype: precision of the computation.
+        place: device it computes on.
+        offload: as in `harvest.models.load_model`.
+        parts: as in `harvest.models.load_model`.
+    """
+
+    quantize: Mapping[str, str]
+    dtype: torch.dtype
+    place: torch.device
+    offload: str
+    parts: str
+
+
+def load_pipeline(folder: Path, name: str, options: LoadOptions) -> Any:
     """Load the wanted parts of a pipeline and put them where they compute.
 
     Args:
         folder: Its files.
         name: What to call it in errors.
-        quantize: ``transformer`` and ``text_encoder_2`` to ``none``, ``nf4`` or ``int8``.
-        dtype: Precision of the computation.
-        place: Device.
-        offload: As in `harvest.models.pipelines.load_model`.
-        parts: As in `harvest.models.pipelines.load_model`.
+        options: which parts, in which precision, and where.
 
     Returns:
         A ``FluxPipeline``; a transformer that is left out is there on the meta device.
@@ -130,19 +136,20 @@ def load_pipeline(
     if kind != "FluxPipeline":
         raise ValueError(f"expected a FluxPipeline at {name}, got a {kind}; only FLUX.1 is read")
     key = "torch_dtype" if __version__.startswith("0.") else "dtype"
-    options: dict[str, Any] = {key: dtype, "local_files_only": True}
+    quantize, dtype, place, offload, parts = options
+    keywords: dict[str, Any] = {key: dtype, "local_files_only": True}
     left_out = {
         "all": (),
         "text": ("transformer", "vae"),
         "image": ("text_encoder", "text_encoder_2"),
         "none": ("transformer", "vae", "text_encoder", "text_encoder_2"),
     }[parts]
-    options |= dict.fromkeys(left_out)
+    keywords |= dict.fromkeys(left_out)
     wanted = {part: how for part, how in quantize.items() if part not in left_out and how != "none"}
     if wanted and place.type == "cuda":
-        options["quantization_config"] = quantization_config(wanted, dtype)
+        keywords["quantization_config"] = quantization_config(wanted, dtype)
     try:
-        pipe = FluxPipeline.from_pretrained(str(folder), **options)
+        pipe = FluxPipeline.from_pretrained(str(folder), **keywords)
         if "transformer" in left_out:
             config = read_config(folder, "transformer")
             with torch.device("meta"):

@@ -12,6 +12,7 @@ import torch
 
 from harvest.models.files import (
     EMBEDDED,
+    LoadOptions,
     content_hash,
     find_files,
     load_pipeline,
@@ -19,8 +20,6 @@ from harvest.models.files import (
     read_config,
 )
 from harvest.models.quantize import QUANTIZATIONS
-
-__all__ = ["DTYPES", "EMBEDDED", "LoadedModel", "content_hash", "load_model"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -234,7 +233,8 @@ def load_model(
     with quiet(everything=name == "shapes" or parts == "none"):
         folder, shown, revision = find_files(name, weights=parts != "none")
         chosen = {"transformer": quantize, "text_encoder_2": text}
-        pipe = load_pipeline(folder, shown, chosen, precision, place, offload, parts)
+        options = LoadOptions(chosen, precision, place, offload, parts)
+        pipe = load_pipeline(folder, shown, options)
     pipe.set_progress_bar_config(disable=True)
 
     vae, config = read_config(folder, "vae"), pipe.transformer.config

@@ -14,11 +14,6 @@ import numpy as np
 
 from harvest.prompts.readers import COLUMN, FILES, Prompt, read_dataset
 
-__all__ = [
-    *("Prompt", "PromptList", "load_prompts", "read_prompts", "prompts_hash"),
-    *("split_of", "image_seed"),
-]
-
 _HUB = "hf:"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -44,34 +39,9 @@ class PromptList(NamedTuple):
         note = f"{len(self.prompts):,} prompts"
         return note + (f" ({' and '.join(left_out)} left out)" if left_out else "")
 
-    @property
-    def hash(self) -> str:
-        """`prompts_hash` of the texts."""
-        return prompts_hash([prompt.text for prompt in self.prompts])
-
     def fill(self, images: int = 0) -> list[Prompt]:
         """One prompt for each image: repeated in order as needed, each once if `images` is 0."""
         return list(islice(cycle(self.prompts), images or len(self.prompts)))
-
-
-def load_prompts(
-    source: str, images: int = 0, *, seed: int = 0, prompt_column: str = COLUMN
-) -> list[Prompt]:
-    """Give one prompt for each image: `read_prompts`, repeated in order to fill `images`.
-
-    Args:
-        source: As in `read_prompts`.
-        images: How many. 0 means each prompt of the source once, or 1000 captions.
-        seed: As in `read_prompts`.
-        prompt_column: As in `read_prompts`.
-
-    Returns:
-        `images` prompts.
-
-    Raises:
-        ValueError: As `read_prompts` does.
-    """
-    return read_prompts(source, images, seed=seed, prompt_column=prompt_column).fill(images)
 
 
 def read_prompts(

@@ -1,3 +1,5 @@
+from .bfloat16 import from_bits as from_bits
+from .bfloat16 import to_bits as to_bits
 from .differences import Difference as Difference
 from .differences import check_alike as check_alike
 from .differences import compare_site as compare_site

@@ -23,22 +23,11 @@ from typing import Any
 import numpy as np
 import zarr
 
+from harvest.store.bfloat16 import from_bits
 from harvest.store.gather import gather, unreadable
 from harvest.store.location import Location, first_line
-from harvest.store.schema import FORMAT, VERSION, StoreSpec, from_bits, stamp, stream_of
+from harvest.store.schema import FORMAT, VERSION, stamp, stream_of
 from harvest.store.statistics import NORM_EDGES, Norms, Statistics
-from harvest.store.write import StoreWriter, create_store
-
-__all__ = [
-    "Norms",
-    "Statistics",
-    "Store",
-    "StoreSpec",
-    "StoreWriter",
-    "create_store",
-    "from_bits",
-    "open_store",
-]
 
 _SPLITS = {"train": 0, "validation": 1}
 _OWN = ("format", "version", "fingerprint")
@@ -198,16 +187,6 @@ class Store:
         self._known(site)
         done = self._finished_shards()
         return Norms(NORM_EDGES, self._all(f"norms/{site}")[done].sum(0))
-
-    def verify(self, *, progress: bool = True) -> list[str]:
-        """Read everything and compare it with its checksums, flags and statistics.
-
-        Returns:
-            One line a problem; none for a sound store.
-        """
-        from harvest.store.verify import verify_store
-
-        return verify_store(self, progress=progress)
 
     def _finished_shards(self) -> np.ndarray:
         done = self._stamps != 0

@@ -1,4 +1,4 @@
-"""What an activation store holds: its spec, its fingerprint, its chunks and its bfloat16 bits."""
+"""What an activation store holds: its spec, its fingerprint and its chunks."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ class StoreSpec:
 
 
 def stream_of(site: str) -> str:
-    """Stream of a site's name: ``img``, ``txt``, or an empty text for a name of another form."""
-    return [*site.split("."), "", "", ""][2]
+    """`img` or `txt`, from a site's name; empty where the name has none."""
+    return next((part for part in site.split(".") if part in ("img", "txt")), "")
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
@@ -237,36 +237,3 @@ def chunk_shape(
         if chunk[axis] < length:
             break
     return tuple(chunk)
-
-
-def to_bits(values: np.ndarray) -> np.ndarray:
-    """Round to bfloat16, to nearest and ties to even, and give the bits.
-
-    Args:
-        values: Any floats; uint16 is taken to be bits already.
-
-    Returns:
-        uint16 of the same shape. NaN stays NaN.
-    """
-    if values.dtype == np.uint16:
-        return values
-    wide = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    bits = ((wide + (((wide >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
-    nan = (wide & 0x7FFFFFFF) > 0x7F800000
-    if nan.any():
-        bits[nan] = 0x7FC0
-    return bits
-
-
-def from_bits(bits: np.ndarray) -> np.ndarray:
-    """Give the float32 values of bfloat16 bits; exact.
-
-    Args:
-        bits: uint16.
-
-    Returns:
-        float32 of the same shape.
-    """
-    wide = bits.astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harvest.store.schema import from_bits
+from harvest.store.bfloat16 import from_bits
 
 STATISTICS = ("sum", "sum of squares", "min", "max")
 NORM_EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(-16 * 8, 32 * 8 + 1) / 8), [np.inf]])

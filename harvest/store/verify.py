@@ -6,16 +6,15 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from harvest.store.bfloat16 import finite
+from harvest.store.read import Store
 from harvest.store.schema import fingerprint, stamp
 from harvest.store.statistics import STATISTICS, summarize
-
-if TYPE_CHECKING:
-    from harvest.store.read import Store
 
 _TOLERANCE = 1e-9
 """Sums may differ by this share: another machine adds in another order."""
@@ -264,7 +263,7 @@ class _Scan:
         ]
 
     def _infinite(self, site: str, shard: int, bits: np.ndarray) -> str:
-        broken = ((bits & 0x7F80) == 0x7F80).any(-1)
+        broken = ~finite(bits).all(-1)
         image, step, token = np.argwhere(broken)[0]
         return (
             f"sites/{site}, {self.name(shard)}, holds NaN or infinity in {int(broken.sum())} rows: "

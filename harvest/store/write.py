@@ -14,7 +14,9 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from harvest.store.bfloat16 import finite, to_bits
 from harvest.store.location import Location, first_line
+from harvest.store.read import open_store
 from harvest.store.schema import (
     FORMAT,
     VERSION,
@@ -23,9 +25,9 @@ from harvest.store.schema import (
     fingerprint,
     first_difference,
     stamp,
-    to_bits,
 )
 from harvest.store.statistics import NORM_EDGES, STATISTICS, summarize
+from harvest.units import size
 
 _SHORT = 120
 """Characters of a value that are shown in an error."""
@@ -178,7 +180,7 @@ class StoreWriter:
             self._array("images/done")[where] = np.uint8(1)
         except self.place.errors as error:
             free = self.place.free()
-            left = "" if free is None else f", {free / 2**20:,.0f} MiB are left on the disk"
+            left = "" if free is None else f", {size(free)} are left on the disk"
             raise OSError(
                 f"images {where.start} to {where.stop - 1} could not be written to {self.place}: "
                 f"{first_line(error)}{left}; make room, or see that the place can be reached and "
@@ -200,7 +202,7 @@ class StoreWriter:
         """Raise a ValueError that names where the first value that is not finite came up."""
         places = []
         for order, (site, values) in enumerate(bits.items()):
-            broken = ((values & 0x7F80) == 0x7F80).any((2, 3))
+            broken = ~finite(values).all((2, 3))
             places += [(int(i), int(step), order, site) for i, step in np.argwhere(broken)]
         number, step, _, site = min(places)
         raise ValueError(
@@ -217,8 +219,6 @@ def _expect_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
 
 def _refuse_other(path: Path | Location, spec: StoreSpec) -> None:
     """Raise unless the store at `path` is the one that `spec` describes."""
-    from harvest.store.read import open_store
-
     place = Location(path) if isinstance(path, Path) else path
     if place.path is not None and not place.holds(_GROUP):
         raise ValueError(

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from harvest.store import Store
-from harvest.store.schema import from_bits
+from harvest.store import Store, from_bits
 
 _CELLS = 64
 _BLOCK = 4096

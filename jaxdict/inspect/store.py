@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from harvest.store import Difference, Norms, Store, check_alike, compare_site, open_store
+from harvest.store import (
+    Difference,
+    Norms,
+    Store,
+    check_alike,
+    compare_site,
+    open_store,
+    verify_store,
+)
+from harvest.units import size
 from jaxdict.inspect.config import InspectConfig
 from jaxdict.inspect.spectrum import Spectrum, spectrum
 from jaxdict.rows import match_sites
-from jaxdict.tables import number, numbers, percent, print_table, print_title, size, some
+from jaxdict.tables import number, numbers, percent, print_table, print_title, some
 
 _MOST_STEPS = 8
 """Steps that a table has columns for; JSON and plots have all."""
@@ -42,7 +51,7 @@ def inspect_store(config: InspectConfig, path: str) -> dict[str, Any]:
             make_folder(folder, flag)
     verified = {}
     if config.verify:  # before all else: what is shown below is read from what may be damaged
-        verified["problems"] = store.verify()
+        verified["problems"] = verify_store(store)
         _show_problems(verified["problems"], store)
         if verified["problems"]:
             return {"what": "store", "path": path, **verified}

@@ -6,8 +6,7 @@ import shutil
 import pytest
 import torch
 
-from harvest.store import create_store, open_store
-from harvest.store.schema import from_bits, to_bits
+from harvest.store import create_store, from_bits, open_store, to_bits
 from tests.harvest.synthetic import content, make_spec, write
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from harvest import plan, run
 from harvest.capture import Capture
 from harvest.config import HarvestConfig
-from harvest.prompts.prompts import image_seed, load_prompts, split_of
+from harvest.prompts.prompts import image_seed, read_prompts, split_of
 from harvest.run import harvest
 from harvest.store import open_store
 from harvest.store.schema import fingerprint
@@ -65,7 +65,7 @@ def test_the_store_says_where_it_comes_from(stored, base, random_model):
     )
     assert store.shape("single.0.img.mlp") == (11, 2, 64, 512)
     assert store.shape("double.2.txt") == (11, 2, 16, 128)
-    prompts = load_prompts("shapes", 11, seed=5)
+    prompts = read_prompts("shapes", 11, seed=5).prompts
     assert store.prompts == [p.text for p in prompts] and store.labels == [
         p.labels for p in prompts
     ]
@@ -210,11 +210,12 @@ def test_a_model_that_breaks_is_refused_by_the_place(random_folder, base, tmp_pa
 
 
 def test_no_hook_is_left_on_a_pipeline_that_failed(random_model, base, tmp_path, monkeypatch):
-    config, spec, _ = plan.make_plan(replace(base, out=tmp_path / "s"), random_model)
-    broken = replace(spec, sigmas=[1.0, 0.1])  # not what the scheduler does
+    made = plan.make_plan(replace(base, out=tmp_path / "s"), random_model)
+    broken = replace(made.spec, sigmas=[1.0, 0.1])  # not what the scheduler does
     with pytest.raises(RuntimeError, match="the pipeline used noise levels"):
-        writer = run.create_store(config.out, broken)
-        run._fill(writer, broken, config, random_model, writer.pending(), None, quiet=True)
+        writer = run.create_store(made.config.out, broken)
+        made = made._replace(spec=broken)
+        run.fill(writer, made, random_model, shards=writer.pending(), quiet=True)
     modules = list(random_model.pipe.transformer.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 

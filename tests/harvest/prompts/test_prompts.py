@@ -11,7 +11,6 @@ import pytest
 from harvest.prompts.prompts import (
     PromptList,
     image_seed,
-    load_prompts,
     prompts_hash,
     read_prompts,
     split_of,
@@ -21,7 +20,7 @@ from harvest.shapes import draw
 
 
 def test_captions_come_with_their_truth():
-    prompts = load_prompts("shapes", 40, seed=1)
+    prompts = read_prompts("shapes", 40, seed=1).prompts
     assert len(prompts) == 40 and len({p.text for p in prompts}) > 30
     for prompt in prompts:
         assert prompt.labels["background"][0] in prompt.text
@@ -31,18 +30,18 @@ def test_captions_come_with_their_truth():
 
 
 def test_caption_i_depends_on_the_seed_and_i_only():
-    few, many = load_prompts("shapes", 5, seed=3), load_prompts("shapes", 50, seed=3)
+    few, many = (read_prompts("shapes", n, seed=3).prompts for n in (5, 50))
     assert many[:5] == few
-    assert load_prompts("shapes", 5, seed=4) != few
-    assert len(load_prompts("shapes")) == 1000
+    assert read_prompts("shapes", 5, seed=4).prompts != few
+    assert len(read_prompts("shapes").prompts) == 1000
 
 
 def test_lines_of_a_text_file(tmp_path):
     path = tmp_path / "p.txt"
     path.write_text("\ufeffa café\n\n  two cats \n", encoding="utf-8")
-    assert load_prompts(str(path)) == [Prompt("a café", {}), Prompt("two cats", {})]
-    assert [p.text for p in load_prompts(str(path), 3)] == ["a café", "two cats", "a café"]
-    assert [p.text for p in load_prompts(str(path), 1)] == ["a café"]
+    assert read_prompts(str(path)).prompts == [Prompt("a café", {}), Prompt("two cats", {})]
+    assert [p.text for p in read_prompts(str(path)).fill(3)] == ["a café", "two cats", "a café"]
+    assert [p.text for p in read_prompts(str(path), 1).fill(1)] == ["a café"]
 
 
 def test_jsonl_with_labels(tmp_path):
@@ -51,7 +50,7 @@ def test_jsonl_with_labels(tmp_path):
         '{"prompt": "a dog", "labels": {"animal": "dog", "colour": ["red", "blue"]}}\n'
         '\n{"prompt": "a sea"}\n'
     )
-    assert load_prompts(str(path)) == [
+    assert read_prompts(str(path)).prompts == [
         Prompt("a dog", {"animal": ["dog"], "colour": ["red", "blue"]}),
         Prompt("a sea", {}),
     ]
@@ -60,7 +59,7 @@ def test_jsonl_with_labels(tmp_path):
 def test_csv_with_other_columns_as_labels(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text('style,prompt\noil,"a dog, running"\n,a sea\n')
-    assert load_prompts(str(path)) == [
+    assert read_prompts(str(path)).prompts == [
         Prompt("a dog, running", {"style": ["oil"]}),
         Prompt("a sea", {}),
     ]
@@ -69,7 +68,7 @@ def test_csv_with_other_columns_as_labels(tmp_path):
 def test_a_line_ends_where_the_file_says_so(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a\u2028dog"}\r\n{"prompt": "a sea"}', encoding="utf-8")
-    assert [p.text for p in load_prompts(str(path))] == ["a\u2028dog", "a sea"]
+    assert [p.text for p in read_prompts(str(path)).prompts] == ["a\u2028dog", "a sea"]
 
 
 def test_equal_prompts_are_kept_once_and_counted(tmp_path):
@@ -81,10 +80,10 @@ def test_equal_prompts_are_kept_once_and_counted(tmp_path):
     assert found.prompts == [Prompt("a dog,  running", {"style": ["oil"]}), Prompt("a sea", {})]
     assert (found.duplicates, found.blank) == (2, 0)
     assert found.note == "2 prompts (2 duplicates left out)"
-    assert load_prompts(str(path), 5) == [*found.prompts * 2, found.prompts[0]]
+    assert found.fill(5) == [*found.prompts * 2, found.prompts[0]]
     lower = tmp_path / "p.txt"
     lower.write_text("A dog\na dog\n")
-    assert len(load_prompts(str(lower))) == 2
+    assert len(read_prompts(str(lower)).prompts) == 2
 
 
 def test_no_more_is_read_than_is_needed(tmp_path):
@@ -99,10 +98,9 @@ def test_no_more_is_read_than_is_needed(tmp_path):
 def test_the_hash_is_of_the_texts_in_their_order(tmp_path):
     (tmp_path / "p.txt").write_text("a café\nb\na  café\n", encoding="utf-8")
     found = read_prompts(str(tmp_path / "p.txt"))
-    assert found.hash == prompts_hash(["a café", "b"])
-    assert found.hash == hashlib.sha256(b'["a caf\\u00e9","b"]').hexdigest()
-    assert len({found.hash, prompts_hash(["b", "a café"]), prompts_hash(['a café","b'])}) == 3
-    assert PromptList([Prompt("a café", {}), Prompt("b", {"x": ["y"]})]).hash == found.hash
+    found = prompts_hash([prompt.text for prompt in found.prompts])
+    assert found == hashlib.sha256(b'["a caf\\u00e9","b"]').hexdigest()
+    assert len({found, prompts_hash(["b", "a café"]), prompts_hash(['a café","b'])}) == 3
 
 
 COLUMNS = {
@@ -116,24 +114,24 @@ COLUMNS = {
 def test_the_column_can_be_named_and_two_are_found(tmp_path, file, name):
     (tmp_path / file).write_text(COLUMNS[file](name))
     source = str(tmp_path / file)
-    assert [p.text for p in load_prompts(source, prompt_column=name)] == ["a dog"]
+    assert [p.text for p in read_prompts(source, prompt_column=name).prompts] == ["a dog"]
     if name == "title":
         with pytest.raises(
             ValueError, match=r"a column 'prompt' in .*, got x, title; .*--prompt-c"
         ):
-            load_prompts(source)
+            read_prompts(source)
     else:
-        assert [p.text for p in load_prompts(source)] == ["a dog"]
+        assert [p.text for p in read_prompts(source).prompts] == ["a dog"]
     with pytest.raises(ValueError, match="a column 'other' in"):
-        load_prompts(source, prompt_column="other")
+        read_prompts(source, prompt_column="other")
 
 
 def test_two_possible_columns_are_not_chosen_from(tmp_path):
     (tmp_path / "p.csv").write_text("text,caption\na,b\n")
     with pytest.raises(ValueError, match=r"a column 'prompt' in .*, got text, caption"):
-        load_prompts(str(tmp_path / "p.csv"))
+        read_prompts(str(tmp_path / "p.csv"))
     (tmp_path / "p.csv").write_text("text,caption,prompt\na,b,c\n")
-    assert [p.text for p in load_prompts(str(tmp_path / "p.csv"))] == ["c"]
+    assert [p.text for p in read_prompts(str(tmp_path / "p.csv")).prompts] == ["c"]
 
 
 @pytest.fixture
@@ -172,12 +170,12 @@ def test_parquet(tmp_path, rows):
     assert EXPECTED.note == "3 prompts (1 duplicate and 2 blank rows left out)"
     assert read_prompts(source, 1).prompts == EXPECTED.prompts[:1]
     with pytest.raises(ValueError, match=r"column 'seed' to hold text, got int in row 1 of "):
-        load_prompts(source, prompt_column="seed")
+        read_prompts(source, prompt_column="seed")
     with pytest.raises(ValueError, match=r"a column 'prompt' in .*t.parquet, got title"):
-        load_prompts(write_parquet(tmp_path / "t.parquet", [{"title": "a"}]))
+        read_prompts(write_parquet(tmp_path / "t.parquet", [{"title": "a"}]))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(ValueError, match=r"expected .*bad.parquet to be a Parquet file"):
-        load_prompts(str(tmp_path / "bad.parquet"))
+        read_prompts(str(tmp_path / "bad.parquet"))
 
 
 @pytest.fixture
@@ -195,20 +193,20 @@ def test_a_folder_that_datasets_can_load(tmp_path, rows, offline, prefix):
     source = f"{prefix}{tmp_path / 'set'}"
     assert read_prompts(source) == EXPECTED
     assert read_prompts(source, 2) == PromptList(EXPECTED.prompts[:2], 0, 1)
-    assert [p.text for p in load_prompts(f"hf:{tmp_path / 'set'}:test")] == ["a cat"]
+    assert [p.text for p in read_prompts(f"hf:{tmp_path / 'set'}:test").prompts] == ["a cat"]
     with pytest.raises(ValueError, match=r"a split 'dev' in .*, got train, test; .*set:train$"):
-        load_prompts(f"hf:{tmp_path / 'set'}:dev")
+        read_prompts(f"hf:{tmp_path / 'set'}:dev")
     with pytest.raises(ValueError, match=r"a column 'other' in .*, got prompt, labels, seed"):
-        load_prompts(source, prompt_column="other")
+        read_prompts(source, prompt_column="other")
 
 
 def test_a_data_set_of_text_whose_only_split_is_not_for_training(tmp_path, offline):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "test.jsonl").write_text('{"caption": "a dog"}\n{"caption": "a sea"}\n')
-    assert [p.text for p in load_prompts(str(tmp_path / "set"))] == ["a dog", "a sea"]
+    assert [p.text for p in read_prompts(str(tmp_path / "set")).prompts] == ["a dog", "a sea"]
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"a data set of the hub.*none, got .*check its name"):
-        load_prompts(str(tmp_path / "none"))
+        read_prompts(str(tmp_path / "none"))
 
 
 def fails_with(code, **environment):
@@ -228,7 +226,7 @@ def test_a_missing_package_is_named(tmp_path, package, source):
     source = str(tmp_path / source) if source.startswith("p.") else source
     line = fails_with(
         f"import sys; sys.path[:0] = {sys.path!r}; sys.modules[{package!r}] = None\n"
-        f"from harvest.prompts.prompts import load_prompts; load_prompts({source!r})"
+        f"from harvest.prompts.prompts import read_prompts; read_prompts({source!r})"
     )
     assert f"needs the package {package}; run: pip install 'jaxdict[data]'" in line
 
@@ -238,7 +236,7 @@ def test_a_hub_that_is_out_of_reach_is_one_line(source, tmp_path):
     pytest.importorskip("datasets")
     line = fails_with(
         f"import sys; sys.path[:0] = {sys.path!r}\n"
-        f"from harvest.prompts.prompts import load_prompts; load_prompts({source!r})",
+        f"from harvest.prompts.prompts import read_prompts; read_prompts({source!r})",
         HF_HUB_OFFLINE="1",
         HF_HOME=str(tmp_path),
     )
@@ -262,15 +260,15 @@ def test_a_hub_that_is_out_of_reach_is_one_line(source, tmp_path):
 def test_a_bad_file_is_refused_by_its_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_prompts(str(tmp_path / name))
+        read_prompts(str(tmp_path / name))
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing is there"):
-        load_prompts(str(tmp_path / "no.txt"))
+        read_prompts(str(tmp_path / "no.txt"))
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(ValueError, match="UTF-8"):
-        load_prompts(str(tmp_path / "b.txt"))
+        read_prompts(str(tmp_path / "b.txt"))
 
 
 def test_the_split_is_a_fixed_property_of_the_prompt():

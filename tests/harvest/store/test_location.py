@@ -8,9 +8,8 @@ import pytest
 
 from harvest.config import HarvestConfig
 from harvest.run import harvest
-from harvest.store import create_store, open_store
+from harvest.store import create_store, from_bits, open_store, to_bits, verify_store
 from harvest.store.location import Location
-from harvest.store.schema import from_bits, to_bits
 from tests.harvest.synthetic import content, make_spec, write
 
 
@@ -56,7 +55,7 @@ def test_a_store_behind_a_url_is_written_cut_off_and_read(bucket):
         expected = from_bits(to_bits(activations[site]))
         np.testing.assert_array_equal(store.read(site, [7, 2]), expected[[7, 2]])
     np.testing.assert_array_equal(store.pictures(), pictures)
-    assert store.verify(progress=False) == []
+    assert verify_store(store, progress=False) == []
     with pytest.raises(ValueError, match=r"s3://activations/runs/first holds a store with images"):
         create_store(url, make_spec(12))
 
@@ -108,7 +107,7 @@ def test_a_file_that_is_lost_there_is_noticed_and_rows_of_zeros_are_not_taken_fo
     with pytest.raises(ValueError, match=r"double.2.txt, .*c/1/0/0/0 is missing.*--verify"):
         store.read("double.2.txt", [0, 6])
     store.read("double.2.txt", [0, 9])
-    problems = store.verify(progress=False)
+    problems = verify_store(store, progress=False)
     assert problems == [f"sites/double.2.txt, images 4 to 7 is missing: {lost}"]
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from harvest.store import create_store, open_store
-from harvest.store.schema import chunk_shape, from_bits, to_bits
+from harvest.store.bfloat16 import finite, from_bits, to_bits
+from harvest.store.schema import chunk_shape
 from tests.harvest.synthetic import SITES, content, make_spec, same_files, write
 
 
@@ -23,11 +24,22 @@ def test_bits_are_rounded_as_torch_rounds_them(values):
     np.testing.assert_array_equal(from_bits(to_bits(values)), expected)
 
 
-@settings(deadline=None)
-@given(arrays(np.uint16, 30))
-def test_bits_survive_a_round_trip(bits):
+def test_every_pattern_of_bits_is_read_as_it_is_and_rounded_back():
+    bits = np.arange(2**16, dtype=np.uint16)
     values = from_bits(bits)
+    np.testing.assert_array_equal(values.view(np.uint32), bits.astype(np.uint32) << 16)
     np.testing.assert_array_equal(to_bits(values)[~np.isnan(values)], bits[~np.isnan(values)])
+    assert set(to_bits(values)[np.isnan(values)].tolist()) == {0x7FC0}
+    np.testing.assert_array_equal(finite(bits), np.isfinite(values))
+
+
+@pytest.mark.parametrize("low", [0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+def test_each_value_is_rounded_to_the_nearest_and_ties_to_even(low):
+    bits = np.arange(2**16, dtype=np.uint32)
+    values = (bits << 16 | low).view(np.float32)
+    up = (low > 0x8000) | ((low == 0x8000) & (bits & 1 == 1))
+    number = ~np.isnan(values)
+    np.testing.assert_array_equal(to_bits(values)[number], (bits + up)[number])
 
 
 @settings(deadline=None)
