@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxdict.devices import huge_pages
+from jaxdict.flags import from_flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Verb:
     config: str
     function: str
     summary: str
+    extra: str = ""
+    """Extras of the distribution whose packages it needs, with commas between them."""
+    huge_pages: bool = False
+    """Whether it gains from memory in huge pages, for which the process starts anew."""
 
 
 VERBS: dict[str, Verb] = {
@@ -28,11 +33,13 @@ VERBS: dict[str, Verb] = {
         "jaxdict.demo.demo:DemoConfig",
         "jaxdict.demo.demo:demo",
         "the whole journey on the embedded model, in minutes",
+        extra="flux,interp",
     ),
     "harvest": Verb(
         "harvest.config:HarvestConfig",
         "harvest.run:harvest",
         "prompts through a FLUX model -> activation store",
+        extra="flux",
     ),
     "inspect": Verb(
         "jaxdict.inspect.config:InspectConfig",
@@ -43,11 +50,13 @@ VERBS: dict[str, Verb] = {
         "jaxdict.sae.config:TrainSAEConfig",
         "jaxdict.training.train:train_sae",
         "store -> sparse autoencoder",
+        huge_pages=True,
     ),
     "train itda": Verb(
         "jaxdict.itda.config:TrainITDAConfig",
         "jaxdict.itda.train:train_itda",
         "store -> dictionary of real activations (ITDA)",
+        huge_pages=True,
     ),
     "export": Verb(
         "jaxdict.export.config:ExportConfig",
@@ -73,34 +82,29 @@ VERBS: dict[str, Verb] = {
         "steer.config:SteerConfig",
         "steer.generate:steer",
         "one picture with a feature added, set, scaled or ablated",
+        extra="flux",
     ),
     "steer-eval": Verb(
         "steer.config:SteerEvalConfig",
-        "steer.success:measure",
+        "steer.evaluate:evaluate_steering",
         "how often steering works, by pixels, beside a random direction",
+        extra="flux",
     ),
     "interp index": Verb(
         "interp.config:IndexConfig",
         "interp.index.build:build_index",
         "dictionary + store -> what makes each feature fire",
+        extra="interp",
     ),
     "interp report": Verb(
         "interp.config:ReportConfig",
         "interp.report.report:write_report",
         "feature index -> pages to browse",
+        extra="interp",
     ),
 }
 
-_EXTRAS = {
-    "torch": "flux",
-    "diffusers": "flux",
-    "transformers": "flux",
-    "bitsandbytes": "flux",
-    "accelerate": "flux",
-    "PIL": "flux",
-    "jinja2": "interp",
-    "matplotlib": "interp",
-}
+_OWN = ("harvest", "jaxdict", "steer", "interp")
 _USER_ERRORS = (ValueError, OSError)
 
 
@@ -128,19 +132,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments is None and words[:1] == ["train"] and "--help" not in words:
-        huge_pages.ask()
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    name = _verb_in(words)
+    if arguments is None and name and VERBS[name].huge_pages and "--help" not in words:
+        huge_pages.ask()
     try:
         call(words)
     except KeyboardInterrupt:
         _fail("interrupted; what was finished is kept", 130)
     except ModuleNotFoundError as error:
-        if debug or error.name is None or error.name.split(".")[0] not in _EXTRAS:
+        package, extra = error.name or "", VERBS[name].extra if name else ""
+        if debug or not extra or package.split(".")[0] in ("", *_OWN):
             raise
-        extra = _EXTRAS[error.name.split(".")[0]]
-        _fail(f"this needs the package {error.name}; run: pip install 'jaxdict[{extra}]'", 2)
+        _fail(f"this needs the package {package}; run: pip install 'jaxdict[{extra}]'", 2)
     except _USER_ERRORS as error:
         if debug or (isinstance(error, BrokenPipeError) and _unread()):
             raise
@@ -165,9 +170,7 @@ def call(words: Sequence[str]) -> Any:
 
         print(f"jaxdict {__version__}")
         return None
-    name = next(
-        (verb for verb in VERBS if list(words[: verb.count(" ") + 1]) == verb.split()), None
-    )
+    name = _verb_in(words)
     if name is None:
         inner = [verb for verb in VERBS if verb.split()[0] == words[0]]
         if inner and (len(words) == 1 or words[1] in ("-h", "--help")):
@@ -180,6 +183,13 @@ def call(words: Sequence[str]) -> Any:
     verb = VERBS[name]
     config = _parse(name, verb, list(words[name.count(" ") + 1 :]))
     return _load(verb.function)(config)
+
+
+def _verb_in(words: Sequence[str]) -> str | None:
+    """The verb that `words` begin with."""
+    return next(
+        (verb for verb in VERBS if list(words[: verb.count(" ") + 1]) == verb.split()), None
+    )
 
 
 def overview(names: Sequence[str] | None = None) -> str:
@@ -216,7 +226,12 @@ def _parse(name: str, verb: Verb, flags: list[str]) -> Any:
     )
     default = _preset(config, unchecked, flags)
     parsed: Any = tyro.cli(
-        unchecked, prog=f"jaxdict {name}", description=text, args=flags, default=default
+        unchecked,
+        prog=f"jaxdict {name}",
+        description=text,
+        args=flags,
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes,),  # a setting's flag is its own name, whatever its group
     )
     return config(
         **{field.name: getattr(parsed, field.name) for field in dataclasses.fields(config)}
@@ -240,7 +255,7 @@ def _preset(config: Any, unchecked: Any, flags: list[str]) -> Any:
         return None
     fields = dataclasses.fields(config)
     missing = {f.name: tyro.MISSING for f in fields if f.default is dataclasses.MISSING}
-    return unchecked(**{**missing, **chosen, "preset": named[-1]})
+    return from_flat(unchecked, {**missing, **chosen, "preset": named[-1]})
 
 
 def _no_check(self: Any) -> None:

@@ -52,7 +52,7 @@ class Coder:
     activations of its target site.
 
     Args:
-        dictionary: what `jaxdict.dictionary.files.load_dictionary` returns.
+        dictionary: what `jaxdict.dictionary.load_dictionary` returns.
         device: where the tensors live.
         dtype: what encode and decode compute in.
 
@@ -62,7 +62,7 @@ class Coder:
         typical: [m], mean value of each feature where it is active.
 
     Raises:
-        ValueError: a kind of dictionary that has no torch encoder.
+        ValueError: a dictionary of this kind cannot be encoded with in torch.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class Coder:
             dtype: what encode and decode compute in.
 
         Raises:
-            FileNotFoundError: no such folder.
-            ValueError: not a dictionary, damaged, or of a newer version.
+            FileNotFoundError: the folder does not exist.
+            ValueError: it is not a dictionary, damaged, or of a newer version.
         """
         return cls(load_dictionary(path), device=device, dtype=dtype)
 
     def to(self, device: str | torch.device) -> Coder:
-        """This coder on a device: itself if it is there already."""
+        """This coder on a device; itself if it is there already."""
         device = torch.device(device)
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
@@ -182,7 +182,11 @@ class Coder:
         return _apply(self.atoms[feature], self.inverse)
 
     def check_feature(self, feature: int) -> None:
-        """Raise ValueError unless the dictionary has this feature."""
+        """Check that the dictionary has this feature.
+
+        Raises:
+            ValueError: it has not.
+        """
         if not 0 <= feature < self.m:
             raise ValueError(
                 f"expected a feature from 0 to {self.m - 1}, as the dictionary has {self.m} atoms, "

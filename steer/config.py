@@ -1,6 +1,6 @@
-"""Settings of the steering room's verbs: one frozen dataclass a verb, checked when it is made.
+"""Settings of `steer` and `steer-eval`: one frozen dataclass a verb, checked when it is made.
 
-Imports neither torch nor numpy, so that `--help` is quick.
+Imports neither torch nor NumPy, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from typing import ClassVar, Literal
 
 from harvest.flags import expect
 
+Op = Literal["add", "set", "scale", "ablate"]
+Units = Literal["typical", "raw"]
 Steps = tuple[int, int]
+"""First denoising step and the one after the last, from 0."""
 Rectangle = tuple[int, int, int, int]
+"""(y0, x0, y1, x1) in tokens, y1 and x1 not included."""
 
 LAST = 2**31
-"""Stop of an open range of steps."""
+"""End of a range of steps that has none, such as "2:"."""
 ATTRIBUTES = ("background", "shape", "colour", "texture", "size", "position")
 """What can be read back from a picture of the embedded model."""
 
 
 def parse_steps(text: str) -> Steps | None:
-    """The denoising steps meant by "all", "3", "0:5", ":5" or "2:"; None for all.
+    """Read steps written as "all", "3", "0:5", ":5" or "2:"; None for all.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is anything else.
     """
     if text == "all":
         return None
@@ -43,10 +47,10 @@ def parse_steps(text: str) -> Steps | None:
 
 
 def parse_region(text: str) -> Rectangle | Literal["all", "object"]:
-    """The region meant by "all", "object" or "y0,x0,y1,x1" in tokens.
+    """Read a region written as "all", "object" or "y0,x0,y1,x1" in tokens.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is anything else.
     """
     if text == "all" or text == "object":
         return text
@@ -62,10 +66,10 @@ def parse_region(text: str) -> Rectangle | Literal["all", "object"]:
 
 
 def parse_tag(text: str, flag: str) -> tuple[str, str]:
-    """Attribute and value meant by "colour=blue".
+    """Read an attribute and its value, written as "colour=blue".
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is anything else.
     """
     attribute, _, value = (part.strip() for part in text.partition("="))
     if attribute in ATTRIBUTES and value:
@@ -78,7 +82,7 @@ def parse_tag(text: str, flag: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """How pictures are made, and what is steered where: shared by the verbs of this room."""
+    """How pictures are made, and what is steered where: shared by both verbs."""
 
     dictionary: Path
     """Dictionary whose features are steered (a folder written by `jaxdict export`)."""
@@ -88,9 +92,9 @@ class PictureConfig:
     """Site to steer at; by default the one in the dictionary's card."""
     stream: Literal["img", "txt"] | None = None
     """Stream to steer; by default the site's."""
-    op: Literal["add", "set", "scale", "ablate"] = "add"
+    op: Op = "add"
     """What happens to the feature: add to it, set it, scale it, or ablate it (set it to 0)."""
-    units: Literal["typical", "raw"] = "typical"
+    units: Units = "typical"
     """Unit of the value of add and set: the feature's mean where it is active, or raw."""
     ablate: tuple[int, ...] = ()
     """Further features set to 0 at the same places, such as that of the colour to be replaced."""

@@ -1,4 +1,4 @@
-"""Random directions that a steered feature is compared with: as large as the edit, meaning nothing."""
+"""Random directions that a steered feature is compared with: as large as the edit, without meaning."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from steer.coder import Coder
 
 
 def random_directions(coder: Coder, features: Sequence[int], seed: int) -> dict[int, Tensor]:
-    """Random directions in place of features' raw atoms, with the same norms and the same angles
-    between them.
+    """Random directions with the norms of features' raw atoms and the angles between them.
 
-    So every edit keeps its norm exactly, sums of several edits too: with raw atoms A = R^T Q^T (QR
-    of A^T), a random orthonormal Q' gives R^T Q'^T.
+    So every edit, and every sum of edits, keeps its norm exactly: with raw atoms A = R^T Q^T (QR of
+    A^T), a random orthonormal Q' gives R^T Q'^T.
 
     Args:
         coder: the dictionary.
-        features: at most d of them; repeats count once.
-        seed: of the directions.
+        features: at most d of them; repeated ones count once.
+        seed: seed of the directions.
 
     Returns:
-        feature -> direction [d], float32.
+        Feature -> direction [d], float32.
     """
     features = sorted(set(features))
     atoms = torch.stack([coder.raw_atom(feature).float().cpu() for feature in features])

@@ -1,50 +1,46 @@
 """What to change in the codes while a picture is made: one `Edit` a feature, checked when made.
 
-Nothing here needs torch: an edit is data. `steer.hooks` carries it out.
+An edit is data and needs no torch; `steer.hooks` carries it out.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-OPS = ("add", "set", "scale", "ablate")
-UNITS = ("typical", "raw")
+from steer.config import Op, Rectangle, Steps, Units
 
-Op = Literal["add", "set", "scale", "ablate"]
-Units = Literal["typical", "raw"]
-Rectangle = tuple[int, int, int, int]
-Steps = tuple[int, int]
+OPS: tuple[str, ...] = get_args(Op)
+UNITS: tuple[str, ...] = get_args(Units)
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """Change one feature of the codes; the part of x that the dictionary misses is kept.
+    """A change of one feature in the codes; the part of x that the dictionary misses is kept.
 
         x' = x + decode(edited codes) - decode(codes) = x + (new - old) raw_atom(feature)
 
-    with `new` by `op`: add `old + value`, set `value`, scale `old * value`, ablate 0.
+    where `op` gives `new`: add `old + value`, set `value`, scale `old * value`, ablate 0.
 
     Args:
         feature: which feature, from 0 to m - 1.
         op: "add" is plain activation addition and needs no encoding; "set", "scale" and "ablate"
             read the old value.
-        value: for add and set in `units`, for scale a factor; ablate ignores it. Negative values
-            are allowed.
+        value: for add and set in `units`, for scale a factor; ablate ignores it. May be negative.
         steps: (start, stop) denoising steps, counted from 0, stop not included; None for all.
         region: which image tokens: (y0, x0, y1, x1) in tokens, y1 and x1 not included; or a bool
             mask [h, w] or [batch, h, w]; None for all.
         stream: "img" or "txt"; None for the stream of the dictionary's site. Text tokens have no
             region.
-        units: "typical" counts `value` in mean activations of the feature where it is active, "raw"
-            as it is.
+        units: unit of `value`: "typical" is the feature's mean activation where it is active, "raw"
+            is 1.
 
     Raises:
-        ValueError: a value that cannot be meant; the message says what was expected.
-        TypeError: a value of the wrong type.
+        ValueError: a field has a value that makes no sense; the message says what was expected.
+        TypeError: a field has the wrong type.
 
     Source: arXiv 2505.24360, section on steering (a rectangle, the first 5 of 7 steps). Deviation:
     the paper only adds.
@@ -84,7 +80,7 @@ class Edit:
 
     @property
     def reads(self) -> bool:
-        """Whether the old value is needed, that is, whether the activation must be encoded."""
+        """Whether the old value is needed, so that the activation has to be encoded."""
         return self.op != "add"
 
     def acts_at(self, step: int | None) -> bool:
@@ -92,7 +88,7 @@ class Edit:
         return self.steps is None or (step is not None and self.steps[0] <= step < self.steps[1])
 
     def unit(self, typical: float) -> float:
-        """What a value of 1 is in activation.
+        """The activation that a value of 1 stands for.
 
         Args:
             typical: the feature's mean activation where it is active.
@@ -113,7 +109,7 @@ class Edit:
         """The feature's value after the edit.
 
         Args:
-            old: its value before, a float or tensor in activation.
+            old: its activation before, a float or a tensor.
             unit: what `unit()` returned.
         """
         if self.op == "add":
@@ -124,11 +120,11 @@ class Edit:
 
 
 def check_steps(steps: Any) -> Steps:
-    """Two whole numbers 0 <= start < stop.
+    """Check that steps are two whole numbers with 0 <= start < stop, and return them.
 
     Raises:
-        ValueError: they are not.
-        TypeError: not a pair.
+        ValueError: the numbers are others.
+        TypeError: it is no pair of whole numbers.
     """
     if not isinstance(steps, tuple | list) or len(steps) != 2:
         raise TypeError(f"steps: expected (start, stop) or None, got {steps!r}")
@@ -139,7 +135,7 @@ def check_steps(steps: Any) -> Steps:
 
 
 def _check_region(region: Any) -> Rectangle | np.ndarray:
-    """A rectangle of four whole numbers, or a bool mask [h, w] or [batch, h, w]."""
+    """Check a rectangle of four whole numbers, or a bool mask [h, w] or [batch, h, w]."""
     if isinstance(region, tuple | list) and len(region) == 4 and not np.ndim(region[0]):
         y0, x0, y1, x1 = (_whole(edge, "region") for edge in region)
         if not (0 <= y0 < y1 and 0 <= x0 < x1):

@@ -1,8 +1,8 @@
 """Steering: forward hooks on a FLUX transformer that add to activations while a picture is made.
 
-`changing` is the ground: it finds a site's module, hands the rows of the asked stream to a
-function, and adds what comes back. `steering` is that with `Edit`s. Every hook is removed when the
-context ends, whatever is raised inside.
+`intervening` is what the others build on: it finds a site's module, hands the rows of the site's
+stream to a function, and adds what comes back. `steering` does so with `Edit`s. Every hook is
+removed when the context ends, whatever is raised inside.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from steer.coder import Coder
 from steer.edits import Edit
 
 
-class Moment:
-    """What the transformer is doing right now, read from each of its calls.
+class CallState:
+    """The transformer's current call: its step, and where its tokens are.
 
     Attributes:
         text: length of the text, in tokens.
         places: long [image tokens, 3], (image, y, x) of each image token, or None if the call did
-            not say.
+            not give them.
     """
 
     def __init__(self, pipe: Any) -> None:
-        """Nothing is known before the first call."""
+        """Start empty, before the first call."""
         self._pipe = pipe
         self._signature = inspect.signature(pipe.transformer.forward)
         self._timestep: Tensor | None = None
@@ -39,7 +39,7 @@ class Moment:
         self.places: Tensor | None = None
 
     def read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the transformer."""
+        """Take in a call, as forward pre-hook of the transformer."""
         call = self._signature.bind_partial(*args, **kwargs).arguments
         self._timestep = call.get("timestep")
         text, places = call.get("encoder_hidden_states"), call.get("img_ids")
@@ -49,13 +49,13 @@ class Moment:
 
     @property
     def step(self) -> int:
-        """The denoising step from 0: the place of the current timestep in the scheduler's list.
+        """The denoising step, from 0: the place of the current timestep in the scheduler's list.
 
-        A pipeline says its timestep exactly; for a bare transformer the nearest to the `timestep`
-        argument is taken.
+        A pipeline gives its timestep exactly; for a bare transformer it is the one nearest to the
+        `timestep` argument.
 
         Raises:
-            RuntimeError: the scheduler has no timesteps, so that steps cannot be told apart.
+            RuntimeError: the scheduler has no timesteps to tell steps apart by.
         """
         timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
         current = getattr(self._pipe, "current_timestep", None)
@@ -70,25 +70,25 @@ class Moment:
         return int(distance.abs().argmin())
 
 
-Change = Callable[[Tensor, Moment], Tensor | None]
-"""(rows [batch, token, d] of a stream, moment) -> float32 of that shape to add, None for nothing."""
+Intervention = Callable[[Tensor, CallState], Tensor | None]
+"""(rows [batch, token, d] of a stream, state) -> float32 of that shape to add, None for nothing."""
 
 
 @contextmanager
-def changing(pipe: Any, changes: Mapping[str, Change]) -> Iterator[None]:
+def intervening(pipe: Any, interventions: Mapping[str, Intervention]) -> Iterator[None]:
     """Add to the activations at sites while the context lasts.
 
-    The sum is made in float32 and returned in the block's dtype; where a change returns None the
-    block's output is passed on untouched.
+    The sum is made in float32 and returned in the block's dtype; where an intervention returns
+    None, the block's output is passed on untouched.
 
     Args:
         pipe: a FLUX pipeline (its `transformer` and `scheduler` are used), called any number of
             times inside.
-        changes: site name -> change.
+        interventions: site name -> intervention.
 
     Raises:
-        ValueError: a site the model does not have.
-        TypeError: not a FLUX pipeline.
+        ValueError: the model has no such site.
+        TypeError: `pipe` is not a FLUX pipeline.
     """
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module) or not hasattr(transformer, "transformer_blocks"):
@@ -96,16 +96,16 @@ def changing(pipe: Any, changes: Mapping[str, Change]) -> Iterator[None]:
             f"expected a FLUX pipeline with a transformer, got {type(pipe).__name__}; "
             "of a loaded model give model.pipe"
         )
-    moment = Moment(pipe)
+    state = CallState(pipe)
     with ExitStack() as stack:
 
         def attach(handle: Any) -> None:
             stack.callback(handle.remove)
 
-        attach(transformer.register_forward_pre_hook(moment.read, with_kwargs=True))
-        for name, change in changes.items():
+        attach(transformer.register_forward_pre_hook(state.read, with_kwargs=True))
+        for name, intervention in interventions.items():
             site, module = find_module(transformer, name)
-            hook = _hook(site, change, moment)
+            hook = _hook(site, intervention, state)
             attach(module.register_forward_hook(hook, with_kwargs=True))
         yield
 
@@ -129,31 +129,33 @@ def steering(
         pipe: a FLUX pipeline, called any number of times inside; steps are counted anew in each
             call.
         coder: the dictionary.
-        edits: one or several; none leaves every picture as it is, to the bit.
+        edits: one or several; without any, every picture stays as it is, to the bit.
         site: where; None for the site in the dictionary's card.
-        directions: feature -> raw direction [d] taken in place of its atom, for a control with
-            random directions.
+        directions: feature -> raw direction [d] that replaces its atom, as a control with random
+            directions needs.
 
     Raises:
-        ValueError: a feature, site or unit that does not exist; a transcoder; or, while a picture
-            is made, a region that does not fit its tokens, or activations of another width than the
-            dictionary's.
+        ValueError: a feature, site or unit does not exist; the dictionary is a transcoder; or, while
+            a picture is made, a region does not fit its tokens, or its activations have another
+            width than the dictionary's.
     """
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     groups = group_edits(coder, edits, site)
-    changes = {name: _steer(coder, some, directions or {}) for name, some in groups.items()}
-    with changing(pipe, changes) if changes else ExitStack():
+    interventions = {
+        name: _intervention(coder, some, directions or {}) for name, some in groups.items()
+    }
+    with intervening(pipe, interventions) if interventions else ExitStack():
         yield
 
 
 def group_edits(
     coder: Coder, edits: Iterable[Edit], site: str | None = None
 ) -> dict[str, list[Edit]]:
-    """Edits by the site they act at: that of the card, or `site`, in the stream each edit asks for.
+    """Group edits by the site they act at: the card's or `site`, in the stream of each edit.
 
     Raises:
-        ValueError: a feature, unit or site that does not exist, a region on text tokens, or a
-            transcoder.
+        ValueError: a feature, unit or site does not exist, an edit has a region on text tokens, or
+            the dictionary is a transcoder.
     """
     where = parse_site(editing_site(coder, site))
     groups: dict[str, list[Edit]] = {}
@@ -178,7 +180,7 @@ def find_module(transformer: nn.Module, name: str) -> tuple[Site, nn.Module]:
         name: the site's name.
 
     Raises:
-        ValueError: the model has no such site; the message names the nearest.
+        ValueError: the model has no such site; the message names the nearest ones.
     """
     doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
     assert isinstance(doubles, nn.ModuleList) and isinstance(singles, nn.ModuleList)
@@ -194,11 +196,11 @@ def find_module(transformer: nn.Module, name: str) -> tuple[Site, nn.Module]:
     return site, (block.ff if site.stream == "img" else block.ff_context).net[0]
 
 
-def _hook(site: Site, change: Change, moment: Moment) -> Callable[..., Any]:
+def _hook(site: Site, intervention: Intervention, state: CallState) -> Callable[..., Any]:
     """Forward hook that takes a site's rows out of a module's output and puts changed ones back.
 
-    Outputs come as (text, image), from the attention of a double block as (image, text, ...),
-    joined as one tensor [batch, text + image, d] in single blocks, or as the rows of one stream.
+    A module returns (text, image), or (image, text, ...) if it is the attention of a double block,
+    or one tensor [batch, text + image, d] in a single block, or the rows of one stream.
     """
     slot = int(site.stream == "img") if site.kind != "attn" else int(site.stream == "txt")
 
@@ -207,14 +209,14 @@ def _hook(site: Site, change: Change, moment: Moment) -> Callable[..., Any]:
             return output[slot]
         if site.block == "double":
             return output
-        return output[:, moment.text :] if site.stream == "img" else output[:, : moment.text]
+        return output[:, state.text :] if site.stream == "img" else output[:, : state.text]
 
     def put(output: Any, rows: Tensor) -> Any:
         if isinstance(output, tuple):
             return (*output[:slot], rows, *output[slot + 1 :])
         if site.block == "double":
             return rows
-        text, image = output[:, : moment.text], output[:, moment.text :]
+        text, image = output[:, : state.text], output[:, state.text :]
         return torch.cat([text, rows] if site.stream == "img" else [rows, image], dim=1)
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
@@ -225,7 +227,7 @@ def _hook(site: Site, change: Change, moment: Moment) -> Callable[..., Any]:
             text, image = given.get("encoder_hidden_states"), given["hidden_states"]
             before = take(image if text is None else (text, image))
             seen = rows.float() - before.float()
-        delta = change(seen, moment)
+        delta = intervention(seen, state)
         if delta is None:
             return None
         return put(output, (rows.float() + delta).to(rows.dtype))
@@ -233,15 +235,17 @@ def _hook(site: Site, change: Change, moment: Moment) -> Callable[..., Any]:
     return hook
 
 
-def _steer(coder: Coder, edits: list[Edit], directions: Mapping[int, Tensor]) -> Change:
-    """The change that carries out edits at one site."""
+def _intervention(
+    coder: Coder, edits: list[Edit], directions: Mapping[int, Tensor]
+) -> Intervention:
+    """The intervention that carries out edits at one site."""
     features = sorted({edit.feature for edit in edits})
     units = [edit.unit(float(coder.typical[edit.feature])) for edit in edits]
     timed = any(edit.steps is not None for edit in edits)
 
-    def change(rows: Tensor, moment: Moment) -> Tensor | None:
+    def intervene(rows: Tensor, state: CallState) -> Tensor | None:
         nonlocal coder
-        step = moment.step if timed else None
+        step = state.step if timed else None
         acting = [
             (edit, unit) for edit, unit in zip(edits, units, strict=True) if edit.acts_at(step)
         ]
@@ -249,7 +253,7 @@ def _steer(coder: Coder, edits: list[Edit], directions: Mapping[int, Tensor]) ->
             return None
         check_width(coder, rows)
         coder = coder.to(rows.device)
-        masks = [_cover(edit.region, rows, moment) for edit, _ in acting]
+        masks = [_cover(edit.region, rows, state) for edit, _ in acting]
         old = {feature: rows.new_zeros(rows.shape[:2], dtype=torch.float32) for feature in features}
         read = [mask for (edit, _), mask in zip(acting, masks, strict=True) if edit.reads]
         if read:
@@ -273,11 +277,15 @@ def _steer(coder: Coder, edits: list[Edit], directions: Mapping[int, Tensor]) ->
         )
         return torch.stack([new[f] - old[f] for f in features], dim=-1) @ atoms
 
-    return change
+    return intervene
 
 
 def check_width(coder: Coder, rows: Tensor) -> None:
-    """Raise ValueError unless rows are as wide as the dictionary."""
+    """Check that rows are as wide as the dictionary.
+
+    Raises:
+        ValueError: they have another width.
+    """
     if rows.shape[-1] != coder.d:
         raise ValueError(
             f"expected activations of width d = {coder.d}, as the dictionary was trained on, "
@@ -286,18 +294,18 @@ def check_width(coder: Coder, rows: Tensor) -> None:
         )
 
 
-def _cover(region: Any, rows: Tensor, moment: Moment) -> Tensor:
-    """Which tokens a region covers, bool [batch, token]."""
+def _cover(region: Any, rows: Tensor, state: CallState) -> Tensor:
+    """The tokens that a region covers, bool [batch, token]."""
     batch, tokens = rows.shape[:2]
     if region is None:
         return torch.ones(batch, tokens, dtype=torch.bool, device=rows.device)
-    if moment.places is None or len(moment.places) != tokens:
+    if state.places is None or len(state.places) != tokens:
         raise ValueError(
             f"region: expected the pipeline to give the place of each of {tokens} image tokens "
             "(img_ids), found none; leave the region out"
         )
-    image, y, x = moment.places.to(rows.device).unbind(-1)
-    own = image == 0  # Others belong to pictures given as context.
+    image, y, x = state.places.to(rows.device).unbind(-1)
+    own = image == 0  # the others belong to pictures given as context
     h, w = int(y[own].max()) + 1, int(x[own].max()) + 1
     if isinstance(region, tuple):
         y0, x0, y1, x1 = region
@@ -316,11 +324,12 @@ def _cover(region: Any, rows: Tensor, moment: Moment) -> Tensor:
 
 
 def editing_site(coder: Coder, site: str | None = None) -> str:
-    """Where activations are changed: `site`, or None for the one in the dictionary's card.
+    """The site where activations are changed: `site`, or else the one in the dictionary's card.
 
     Raises:
-        ValueError: neither names a site; or the dictionary is a transcoder: where codes are read at
-            another site than they rebuild, x + decode(edited codes) - decode(codes) means nothing.
+        ValueError: neither names a site; or the dictionary is a transcoder, whose codes rebuild
+            another site than they are read from: x + decode(edited codes) - decode(codes) would
+            mean nothing.
     """
     card = coder.dictionary.card
     if coder.dictionary.transcoder:

@@ -1,8 +1,8 @@
 """Gradient pursuit in torch: the residual form of `jaxdict.pursuit`, batched, not vmapped.
 
-The same rules, so that the same codes come out: rows are scaled to unit norm, one atom may join a
-step, the step along the gradient is exact, clipped at zero, and shortened where clipping made the
-residual grow.
+It follows the same rules, and so finds the same codes: rows are scaled to unit norm, one atom may
+join a step, the step along the gradient is exact, clipped at zero, and shortened where clipping
+made the residual grow.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def combine(indices: Tensor, weights: Tensor, table: Tensor) -> Tensor:
 def gradient_pursuit(x: Tensor, atoms: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Non-negative sparse codes of rows: at most k atoms a row.
 
-    Each step takes in the atom with the largest inner product with the residual r, then moves on
-    the support S:
+    Each step adds the atom with the largest inner product with the residual r to the support S,
+    then moves on S:
 
         S <- S + argmax_j <atom_j, r>;   g = atoms_S r;   a = <g, g> / ||sum g_j atom_j||^2
         values_S <- max(0, values_S + a g);   r <- x - sum_j values_j atom_j

@@ -5,12 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from harvest.atomic import whole_file
 
 INK, PALE, PAPER = (32, 34, 40), (116, 120, 130), (255, 255, 255)
 GOOD, LINE = (22, 140, 80), (218, 220, 226)
@@ -48,8 +46,8 @@ def contact_sheet(
         title: one or two lines on top.
         subtitle: smaller words below it.
         side: pixels of the longer side of a picture on the sheet.
-        columns: cells a band; longer rows go on in further bands, all rows of a band together. None
-            for all.
+        columns: pictures side by side; longer rows continue below, all rows together. None for as
+            many as a row has.
         text: size of the captions in pixels.
 
     Returns:
@@ -61,14 +59,15 @@ def contact_sheet(
     label_width = max((round(small.getlength(label)) for label, _ in rows), default=0)
     label_width += _GAP if label_width else 0
     height, width = _fit(rows[0][1][0].picture.shape[:2], side)
+    layout = _CellLayout((width, height), small, round(1.35 * text))
     lines = max(
         cell.caption.count("\n") + 1 if cell.caption else 0 for _, cells in rows for cell in cells
     )
-    cell_height = height + lines * round(1.35 * text) + (6 if lines else 0) + _GAP
+    cell_height = height + lines * layout.line_height + (6 if lines else 0) + _GAP
     paper_width = 2 * _PAD + label_width + columns * (width + _GAP) - _GAP
     heading = _wrap(title, bold, paper_width - 2 * _PAD)
     below = _wrap(subtitle, small, paper_width - 2 * _PAD) if subtitle else []
-    top = _PAD + len(heading) * round(2.0 * text) + len(below) * round(1.35 * text) + _GAP
+    top = _PAD + len(heading) * round(2.0 * text) + len(below) * layout.line_height + _GAP
     bands = -(-count // columns)
     band_height = len(rows) * cell_height + (_GAP if bands > 1 else 0)
     sheet = Image.new("RGB", (paper_width, top + bands * band_height + _PAD - _GAP), PAPER)
@@ -79,7 +78,7 @@ def contact_sheet(
         y += round(2.0 * text)
     for line in below:
         pen.text((_PAD, y), line, PALE, small)
-        y += round(1.35 * text)
+        y += layout.line_height
     for index in range(count):
         band, column = divmod(index, columns)
         for row, (label, cells) in enumerate(rows):
@@ -87,65 +86,42 @@ def contact_sheet(
             if column == 0 and label:
                 pen.text((_PAD, y + height // 2), label, PALE, small, anchor="lm")
             x = _PAD + label_width + column * (width + _GAP)
-            _draw_cell(sheet, pen, cells[index], (x, y), (width, height), small, text)
+            _draw_cell(sheet, cells[index], (x, y), layout)
     return sheet
 
 
-def difference(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, int]:
-    """Where two pictures differ: white where equal, through orange to dark where they differ most.
+class _CellLayout(NamedTuple):
+    """What all cells of a sheet have alike.
 
-    Args:
-        before: uint8 [H, W, 3].
-        after: the same shape.
-
-    Returns:
-        uint8 [H, W, 3], and the largest change of a channel (0 to 255), which the darkest tone
-        stands for.
+    Attributes:
+        size: width and height of a picture on the sheet.
+        font: of the captions.
+        line_height: of a line of a caption.
     """
-    change = np.abs(before.astype(np.int16) - after).max(-1)
-    largest = int(change.max())
-    tones = np.array([[255, 255, 255], [253, 190, 110], [220, 70, 40], [70, 10, 50]], np.float32)
-    place = change / max(1, largest) * (len(tones) - 1)
-    picture = np.stack(
-        [np.interp(place, range(len(tones)), tones[:, channel]) for channel in range(3)], axis=-1
-    )
-    return np.rint(picture).astype(np.uint8), largest
+
+    size: tuple[int, int]
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    line_height: int
 
 
-def save_picture(picture: np.ndarray | Image.Image, path: Path) -> Path:
-    """Write a PNG, all of it or nothing."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    with whole_file(path) as draft:
-        image.save(draft, format="PNG")
-    return path
-
-
-def _draw_cell(
-    sheet: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    cell: Cell,
-    place: tuple[int, int],
-    size: tuple[int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    text: int,
-) -> None:
-    (x, y), (width, height) = place, size
+def _draw_cell(sheet: Image.Image, cell: Cell, place: tuple[int, int], layout: _CellLayout) -> None:
+    (x, y), (width, height) = place, layout.size
+    pen = ImageDraw.Draw(sheet)
     enlarges = width >= cell.picture.shape[1]
-    way = Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS
-    sheet.paste(Image.fromarray(cell.picture).resize(size, way), place)
+    resampling = Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS
+    sheet.paste(Image.fromarray(cell.picture).resize(layout.size, resampling), place)
     if cell.mark:
         pen.rectangle((x - 4, y - 4, x + width + 3, y + height + 3), outline=GOOD, width=4)
     else:
         pen.rectangle((x - 1, y - 1, x + width, y + height), outline=LINE)
     for line, words in enumerate(cell.caption.split("\n")):
         colour = {None: INK, True: GOOD, False: PALE}[cell.mark]
-        below = y + height + 7 + line * round(1.35 * text)
-        pen.text((x, below), _shorten(words, font, width + _GAP - 2), colour, font)
+        below = y + height + 7 + line * layout.line_height
+        pen.text((x, below), _shorten(words, layout.font, width + _GAP - 2), colour, layout.font)
 
 
 def _fit(shape: tuple[int, ...], side: int) -> tuple[int, int]:
-    """Height and width of a picture on the sheet: enlarged by whole factors, or shrunk to
-    `side`."""
+    """Height and width of a picture on the sheet: enlarged by a whole factor, or shrunk to `side`."""
     height, width = shape
     longest = max(height, width)
     factor = max(1, side // longest) if longest <= side else side / longest
@@ -153,11 +129,13 @@ def _fit(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines of text that fit a width in pixels, by the width of an average letter."""
     letters = max(8, int(width / max(1.0, font.getlength("n" * 20) / 20)))
     return [line for part in text.split("\n") for line in textwrap.wrap(part, letters) or [""]]
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """A text cut so that it fits a width in pixels, which `textwrap.shorten` cannot measure."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -1,4 +1,4 @@
-"""What a dictionary loses, seen in the picture: its reconstruction in the activation's place."""
+"""What a dictionary loses, made visible: pictures with its reconstruction for the activation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from steer.coder import Coder
 from steer.edits import check_steps
-from steer.hooks import Moment, changing, check_width, editing_site
+from steer.hooks import CallState, check_width, editing_site, intervening
 
 
 @contextmanager
@@ -31,42 +30,20 @@ def splicing(
         steps: (start, stop) denoising steps; None for all.
 
     Raises:
-        ValueError: a site the model does not have, activations of another width than the
-            dictionary's, or a transcoder, which rebuilds another site than it reads.
+        ValueError: the model has no such site, its activations have another width than the
+            dictionary's, or the dictionary is a transcoder, which rebuilds another site than it
+            reads.
     """
     where = editing_site(coder, site)
     span = None if steps is None else check_steps(steps)
 
-    def change(rows: Tensor, moment: Moment) -> Tensor | None:
+    def intervene(rows: Tensor, state: CallState) -> Tensor | None:
         nonlocal coder
-        if span is not None and not span[0] <= moment.step < span[1]:
+        if span is not None and not span[0] <= state.step < span[1]:
             return None
         check_width(coder, rows)
         coder = coder.to(rows.device)
         return coder.decode(coder.encode(rows)).float() - rows.float()
 
-    with changing(pipe, {where: change}):
+    with intervening(pipe, {where: intervene}):
         yield
-
-
-def psnr(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture against another, float64 [n] in dB; infinite where
-    they are equal.
-
-        10 log10(255^2 / mean squared difference)
-
-    Args:
-        pictures: uint8 [n, H, W, 3].
-        others: the same shape.
-
-    Raises:
-        ValueError: shapes differ.
-    """
-    if pictures.shape != others.shape or pictures.ndim != 4:
-        raise ValueError(
-            f"expected two arrays [n, H, W, 3] of one shape, got {list(pictures.shape)} "
-            f"and {list(others.shape)}"
-        )
-    error = ((pictures.astype(np.float64) - others) ** 2).mean((1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255.0**2 / error)

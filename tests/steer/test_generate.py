@@ -139,7 +139,7 @@ def test_every_setting_is_read_and_explained():
     folder = Path(steer.config.__file__).parent
     read = {
         node.attr
-        for name in ("generate", "success", "config")
+        for name in ("generate", "evaluate", "pictures", "config")
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text()))
         if isinstance(node, ast.Attribute) and name != "config"
     }

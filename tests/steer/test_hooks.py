@@ -11,7 +11,7 @@ import torch
 
 from steer.coder import Coder
 from steer.edits import OPS, Edit
-from steer.hooks import changing, find_module, steering
+from steer.hooks import find_module, intervening, steering
 
 D, TEXT, GRID = 32, 5, (4, 6)
 """Of the pipeline in conftest.py: width, text tokens, image tokens."""
@@ -29,9 +29,9 @@ def watching(pipe, *sites):
     seen = {site: [] for site in sites}
 
     def watch(site):
-        return lambda rows, moment: seen[site].append(rows.float().clone())
+        return lambda rows, state: seen[site].append(rows.float().clone())
 
-    with changing(pipe, {site: watch(site) for site in sites}):
+    with intervening(pipe, {site: watch(site) for site in sites}):
         yield seen
 
 
@@ -116,16 +116,16 @@ def test_steps_in_every_call_of_the_pipeline(pipe, draw, coder):
     move = coder.typical[3] * coder.raw_atom(3)
     acted = []
 
-    def watch(rows, moment):
+    def watch(rows, state):
         last.append(rows.clone())
 
     for steps in (4, 7):
         # Input and output of the hook in one run: steered and unsteered runs part after step 1.
         last: list[torch.Tensor] = []
         with (
-            changing(pipe, {site: watch}),
+            intervening(pipe, {site: watch}),
             steering(pipe, coder, Edit(3, steps=(1, 3))),
-            changing(pipe, {site: watch}),
+            intervening(pipe, {site: watch}),
         ):
             for _ in range(2):
                 draw(steps=steps)
@@ -140,7 +140,7 @@ def test_steps_count_the_same_under_true_guidance_in_bfloat16_and_many_steps(pip
     transformer = pipe.transformer
     transformer.to(torch.bfloat16)
     try:
-        with changing(pipe, {"single.0.img": lambda rows, moment: steps.append(moment.step)}):
+        with intervening(pipe, {"single.0.img": lambda rows, state: steps.append(state.step)}):
             draw(
                 steps=50,
                 true_cfg_scale=2.0,
@@ -251,7 +251,7 @@ def test_no_hook_stays_behind(pipe, draw, coder, hook_count):
         draw()
     with (
         pytest.raises(ValueError, match=r"double\.1"),
-        changing(pipe, {"double.0.img": None, "double.2.img": None}),
+        intervening(pipe, {"double.0.img": None, "double.2.img": None}),
     ):
         pass
     assert hook_count() == 0

@@ -1,26 +1,14 @@
-"""Contact sheets and difference pictures."""
+"""Contact sheets."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from steer.sheet import GOOD, Cell, contact_sheet, difference
+from steer.sheet import GOOD, Cell, contact_sheet
 
 
 def picture(value, height=8, width=8):
     return np.full((height, width, 3), value, np.uint8)
-
-
-def test_difference_is_white_where_equal_and_darkest_at_the_largest_change():
-    before, after = picture(100), picture(100)
-    after[0, 0, 1] = 160
-    after[1, 1, 2] = 70
-    tones, largest = difference(before, after)
-    assert largest == 60
-    assert (tones[2:] == 255).all()
-    assert tones[0, 0].sum() < tones[1, 1].sum() < 3 * 255
-    same, none = difference(before, before)
-    assert none == 0 and (same == 255).all()
 
 
 def test_pictures_are_enlarged_without_blur_and_marked():

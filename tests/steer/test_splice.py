@@ -8,8 +8,8 @@ import torch
 
 from jaxdict.dictionary.arrays import Dictionary
 from steer.coder import Coder
-from steer.hooks import changing
-from steer.splice import psnr, splicing
+from steer.hooks import intervening
+from steer.splice import splicing
 
 SITE, D = "double.1.img", 32
 
@@ -36,13 +36,13 @@ def test_the_site_holds_the_reconstruction_on_the_asked_steps(
     coder = Coder(random_dictionary(kind, site=SITE))
     rows = []
 
-    def watch(x, moment):
+    def watch(x, state):
         rows.append(x.clone())
 
     with (
-        changing(pipe, {SITE: watch}),
+        intervening(pipe, {SITE: watch}),
         splicing(pipe, coder, steps=(1, 3)),
-        changing(pipe, {SITE: watch}),
+        intervening(pipe, {SITE: watch}),
     ):
         draw()
     for step, (before, after) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
@@ -63,12 +63,3 @@ def test_a_transcoder_is_refused(pipe, random_dictionary, hook_count, site):
     with refused, splicing(pipe, coder, site=site):
         pass
     assert hook_count() == 0
-
-
-def test_psnr_by_hand():
-    pictures = np.zeros((2, 2, 2, 3), np.uint8)
-    others = pictures.copy()
-    others[1, 0, 0] = 255  # 1/4 of the pixels off by all: 10 log10(4) dB
-    np.testing.assert_allclose(psnr(pictures, others), [np.inf, 10 * np.log10(4)])
-    with pytest.raises(ValueError, match="one shape"):
-        psnr(pictures, others[:1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harvest.shapes import check, draw
-from steer.judge import Verdict, choose_object, compare, summarize, token_mask, wilson
+from steer.verdict import Verdict, choose_object, compare, summarize, wilson_interval
 
 RED = draw.Thing("circle", "red", "solid", "large", "centre")
 BLUE = ("colour", "blue")
@@ -90,19 +90,5 @@ def test_shares_and_intervals():
     low, high = figures["success_interval"]
     assert low < 0.5 < high
     # Wilson's interval of 8 in 10 as statsmodels gives it.
-    np.testing.assert_allclose(wilson(8, 10), (0.4902, 0.9433), atol=1e-4)
-    assert wilson(0, 32)[0] == 0.0 and wilson(32, 32)[1] == 1.0
-
-
-def test_token_mask_by_coverage():
-    mask = np.zeros((8, 8), bool)
-    mask[:4, :4] = True
-    mask[4:6, :2] = True
-    assert token_mask(mask, (2, 2), 0.5).tolist() == [[True, False], [False, False]]
-    assert token_mask(mask, (2, 2), 0.25).tolist() == [[True, False], [True, False]]
-    small = np.zeros((8, 8), bool)
-    small[7, 7] = True
-    assert token_mask(small, (2, 2), 0.5).tolist() == [[False, False], [False, True]]
-    assert not token_mask(np.zeros((8, 8), bool), (2, 2), 0.5).any()
-    with pytest.raises(ValueError, match="divides into 3 by 2 tokens, got 8 by 8"):
-        token_mask(mask, (3, 2), 0.5)
+    np.testing.assert_allclose(wilson_interval(8, 10), (0.4902, 0.9433), atol=1e-4)
+    assert wilson_interval(0, 32)[0] == 0.0 and wilson_interval(32, 32)[1] == 1.0

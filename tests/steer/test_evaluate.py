@@ -17,9 +17,9 @@ from jaxdict.dictionary.files import save_dictionary
 from steer.coder import Coder
 from steer.config import SteerEvalConfig
 from steer.control import random_directions
-from steer.hooks import changing
-from steer.judge import token_mask
-from steer.success import measure, read_prompts
+from steer.evaluate import evaluate_steering, read_prompts
+from steer.hooks import intervening
+from steer.pictures import token_mask
 
 SITE, STEPS = "double.2.img", 4
 
@@ -39,7 +39,7 @@ def scenes(count, colour, rng):
 def mean_row(model, prompts):
     """Mean activation at the tokens of the objects, over all steps."""
     rows = []
-    with changing(model.pipe, {SITE: lambda x, moment: rows.append(x.clone())}):
+    with intervening(model.pipe, {SITE: lambda x, state: rows.append(x.clone())}):
         pictures = model.generate(prompts, range(len(prompts)), steps=STEPS)
     masks = []
     for picture in pictures:
@@ -93,7 +93,7 @@ def config(dictionary, prompts, tmp_path):
 
 def test_the_best_candidate_works_on_pictures_it_was_not_chosen_on(config, capsys):
     made = config(feature=(1, 0), value=(1.5,))
-    summary = measure(made)
+    summary = evaluate_steering(made)
     assert (summary["feature"], summary["value"]) == (0, 1.5)
     assert len(summary["selection"]) == 2 and summary["selection_images"] == 4
     steered, random = summary["steered"], summary["random"]
@@ -117,25 +117,25 @@ def test_the_best_candidate_works_on_pictures_it_was_not_chosen_on(config, capsy
 
 
 def test_results_do_not_depend_on_the_batch(config, tmp_path):
-    one = measure(config(images=3, batch=3, num_steps=2))
-    two = measure(config(images=3, batch=2, num_steps=2, out=tmp_path / "two"))
+    one = evaluate_steering(config(images=3, batch=3, num_steps=2))
+    two = evaluate_steering(config(images=3, batch=2, num_steps=2, out=tmp_path / "two"))
     assert one["steered"] == two["steered"]
 
 
 def test_what_cannot_be_measured_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match=r"found none; give more prompts"):
-        measure(config(source="texture=none", num_steps=1))
+        evaluate_steering(config(source="texture=none", num_steps=1))
     with pytest.raises(ValueError, match=r"feature from 0 to 1, .* got 7"):
-        measure(config(feature=(7,)))
+        evaluate_steering(config(feature=(7,)))
     with pytest.raises(FileNotFoundError):
-        measure(config(prompts=tmp_path / "missing.jsonl"))
+        evaluate_steering(config(prompts=tmp_path / "missing.jsonl"))
     for fields, flag in [({"feature": ()}, "--feature"), ({"wanted": "cyan"}, "--wanted")]:
         with pytest.raises(ValueError, match=flag):
             config(**fields)
 
 
 def test_fewer_pictures_than_asked_for_are_said(config, capsys):
-    summary = measure(config(images=500, num_steps=1))
+    summary = evaluate_steering(config(images=500, num_steps=1))
     assert summary["steered"]["images"] <= 14
     assert "of 500 pictures to report on" in capsys.readouterr().err
 

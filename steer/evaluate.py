@@ -1,8 +1,8 @@
 """The verb `steer-eval`: how often steering works, by pixels, beside a random direction.
 
-Pictures come in threes from the same noise: unsteered, steered, and steered along a random
-direction of the same norm. Candidates (features times values) are compared on pictures of other
-prompts than those the result is reported on.
+Three pictures are made from the same noise: unsteered, steered, and steered along a random
+direction of the same norm. Candidates (features times values) are compared on pictures whose
+prompts differ from those that the result is reported on.
 """
 
 from __future__ import annotations
@@ -24,44 +24,77 @@ from harvest.models import LoadedModel
 from steer.coder import Coder
 from steer.config import SteerEvalConfig, parse_region, parse_tag
 from steer.control import random_directions
-from steer.generate import (
+from steer.hooks import steering
+from steer.pictures import (
     check_edits,
-    describe,
+    describe_edits,
+    generate_pictures,
     make_edits,
     open_model,
-    paint,
     picture_size,
+    save_picture,
+    token_mask,
 )
-from steer.hooks import steering
-from steer.judge import Verdict, attributes, choose_object, compare, summarize, token_mask
-from steer.sheet import Cell, contact_sheet, save_picture
+from steer.sheet import Cell, contact_sheet
+from steer.verdict import (
+    DetectedObject,
+    SceneReading,
+    Verdict,
+    attributes,
+    choose_object,
+    compare,
+    summarize,
+)
 
 
-class Case(NamedTuple):
-    """One unsteered picture, its reading, and the object to steer."""
+class UnsteeredPicture(NamedTuple):
+    """A picture as the model makes it, and what can be steered in it.
+
+    Attributes:
+        prompt: its prompt.
+        seed: seed of its noise.
+        picture: uint8 [H, W, 3].
+        reading: what the model's `judge` reads from it.
+        target: the object of the reading that is steered.
+    """
 
     prompt: str
     seed: int
     picture: np.ndarray
-    reading: Any
-    target: Any
+    reading: SceneReading
+    target: DetectedObject
 
 
-def measure(config: SteerEvalConfig) -> dict[str, Any]:
-    """Steer held-out pictures and read the outcome back from the pixels.
+class SteeredPicture(NamedTuple):
+    """A steered picture, uint8 [H, W, 3], and what became of the unsteered one."""
+
+    verdict: Verdict
+    picture: np.ndarray
+
+
+class _Results(NamedTuple):
+    """The pictures that the result is reported on, one of each a prompt."""
+
+    unsteered: list[UnsteeredPicture]
+    steered: list[SteeredPicture]
+    random: list[SteeredPicture]
+
+
+def evaluate_steering(config: SteerEvalConfig) -> dict[str, Any]:
+    """Steer held-out pictures and read from the pixels what became of them.
 
     Args:
         config: see `SteerEvalConfig`.
 
     Returns:
         The summary that is also written: the chosen feature and value, `steered` and `random`
-        (shares changed, kept, success, see `steer.judge.summarize`), and each candidate's figures
-        on the selection pictures.
+        (shares changed, kept, success: see `steer.verdict.summarize`), and the same figures of each
+        candidate on the selection pictures.
 
     Raises:
-        FileNotFoundError: no dictionary or prompts there.
-        ValueError: a model whose pictures cannot be read back; a feature that does not exist; too
-            few prompts.
+        FileNotFoundError: the dictionary or the prompts do not exist.
+        ValueError: the model's pictures cannot be read back, a feature does not exist, or there are
+            too few prompts.
     """
     records = read_prompts(config.prompts, seed=config.seed)
     coder = Coder.from_pretrained(config.dictionary)
@@ -69,31 +102,33 @@ def measure(config: SteerEvalConfig) -> dict[str, Any]:
     if config.op == "ablate":
         candidates = [(feature, config.value[0]) for feature in config.feature]
     for feature, value in candidates:
-        check_edits(config, coder, feature, value)
+        check_edits(config, coder, feature=feature, value=value)
     model = open_model(config, coder)
     if (judge := model.judge) is None:
         raise ValueError(
             f"--model: expected one whose pictures can be read back (shapes), got {model.name}; "
             "look at single pictures with `jaxdict steer`"
         )
-    run = _Run(config, model, coder, judge)
-    found = run.find_cases(records)
+    evaluator = _Evaluator(config, model, coder, judge)
+    found = evaluator.find_pictures(records)
     best, selection, chosen_on = candidates[0], [], set()
     if len(candidates) > 1:
-        pool = _take(found, config.selection, "to select on", config)
-        chosen_on = {case.prompt for case in pool}
-        selection = run.compare_candidates(pool, candidates)
+        pool = _take(found, config.selection, config, purpose="to select on")
+        chosen_on = {unsteered.prompt for unsteered in pool}
+        selection = evaluator.compare_candidates(pool, candidates)
         # Ties go to the gentler edit.
         top = max(selection, key=lambda row: (row["success"], row["changed"], -abs(row["value"])))
         best = (top["feature"], top["value"])
-    unseen = (case for case in found if case.prompt not in chosen_on)
-    cases = _take(unseen, config.images, "to report on", config)
-    steered = run.steer(cases, *best, label="steered")
-    random = run.steer(cases, *best, label="random direction", control=True)
+    feature, value = best
+    unseen = (unsteered for unsteered in found if unsteered.prompt not in chosen_on)
+    taken = _take(unseen, config.images, config, purpose="to report on")
+    steered = evaluator.steer(taken, feature, value, label="steered")
+    random = evaluator.steer(taken, feature, value, label="random direction", control=True)
+    results = _Results(taken, steered, random)
     summary = {
-        "feature": best[0],
-        "value": best[1],
-        "edit": describe(config, *best),
+        "feature": feature,
+        "value": value,
+        "edit": describe_edits(config, feature=feature, value=value),
         "site": config.site or coder.dictionary.card.get("site"),
         "wanted": config.wanted,
         "source": config.source,
@@ -105,26 +140,23 @@ def measure(config: SteerEvalConfig) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "config.json", dataclasses.asdict(config))
     write_json(config.out / "summary.json", summary)
-    _save_verdicts(cases, steered, random, config.out / "verdicts.jsonl")
-    sheet = save_picture(
-        _draw(summary, cases, steered, random, config.shown), config.out / "sheet.png"
-    )
+    _save_verdicts(results, config.out / "verdicts.jsonl")
+    sheet = save_picture(_draw(results, summary, shown=config.shown), config.out / "sheet.png")
     print(_words(summary))
     print(f"  summary    {config.out / 'summary.json'}\n  sheet      {sheet}")
     return summary
 
 
 def read_prompts(path: Path, *, seed: int = 0) -> list[tuple[str, int]]:
-    """Prompts and seeds of a JSONL file, or a JSON list, of {"prompt", "seed"} records or plain
-    strings.
+    """Read prompts and their seeds.
 
     Args:
-        path: the file.
-        seed: a record without a seed gets this plus its number.
+        path: JSONL or a JSON list, of {"prompt", "seed"} records or plain strings.
+        seed: plus its number, the seed of a record that has none.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line that is not such a record, by number; or none at all.
+        FileNotFoundError: the file does not exist.
+        ValueError: a line is no such record (the message says which), or there is none at all.
     """
     text = Path(path).read_text(encoding="utf-8")
     try:
@@ -153,22 +185,15 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[tuple[str, int]]:
     return records
 
 
-class Outcome(NamedTuple):
-    """One steered picture and what became of it."""
-
-    verdict: Verdict
-    picture: np.ndarray
-
-
-class _Run:
-    """One model, dictionary and config at work."""
+class _Evaluator:
+    """Makes and judges the pictures of one config, with its model and dictionary."""
 
     def __init__(
         self,
         config: SteerEvalConfig,
         model: LoadedModel,
         coder: Coder,
-        judge: Callable[[np.ndarray], Any],
+        judge: Callable[[np.ndarray], SceneReading],
     ) -> None:
         self.config, self.model, self.judge = config, model, judge
         self.coder = coder.to(model.pipe.transformer.device)
@@ -176,48 +201,48 @@ class _Run:
         self.source = parse_tag(config.source, "--source") if config.source else None
         self.region = parse_region(config.region)
 
-    def find_cases(self, records: Sequence[tuple[str, int]]) -> Iterator[Case]:
+    def find_pictures(self, records: Sequence[tuple[str, int]]) -> Iterator[UnsteeredPicture]:
         """Unsteered pictures with an object to steer, made in batches as they are asked for."""
         for batch in _batched(records, self.config.batch):
             prompts, seeds = zip(*batch, strict=True)
-            pictures = paint(self.model, self.config, prompts, seeds)
+            pictures = generate_pictures(self.model, self.config, prompts=prompts, seeds=seeds)
             for (prompt, seed), picture in zip(batch, pictures, strict=True):
                 reading = self.judge(picture)
                 target = choose_object(reading, self.wanted, self.source)
                 if target is not None:
-                    yield Case(prompt, seed, picture, reading, target)
+                    yield UnsteeredPicture(prompt, seed, picture, reading, target)
 
     def compare_candidates(
-        self, pool: Sequence[Case], candidates: Sequence[tuple[int, float]]
+        self, pool: Sequence[UnsteeredPicture], candidates: Sequence[tuple[int, float]]
     ) -> list[dict[str, Any]]:
         """Figures of each (feature, value) on the selection pictures."""
         rows = []
         for feature, value in candidates:
-            results = self.steer(pool, feature, value, label=f"feature {feature} at {value:g}")
-            figures = summarize([verdict for verdict, _ in results])
+            steered = self.steer(pool, feature, value, label=f"feature {feature} at {value:g}")
+            figures = summarize([verdict for verdict, _ in steered])
             rows.append({"feature": feature, "value": value, **figures})
         return rows
 
     def steer(
         self,
-        cases: Sequence[Case],
+        unsteered: Sequence[UnsteeredPicture],
         feature: int,
         value: float,
         *,
         label: str,
         control: bool = False,
-    ) -> list[Outcome]:
-        """Verdict and picture of each case, steered by the feature or, for a control, at random."""
+    ) -> list[SteeredPicture]:
+        """Each picture again, steered by the feature or, as a control, along random directions."""
         results = []
-        bar = tqdm(total=len(cases), desc=label, unit="picture")
-        for number, batch in enumerate(_batched(cases, self.config.batch)):
+        bar = tqdm(total=len(unsteered), desc=label, unit="picture")
+        for number, batch in enumerate(_batched(unsteered, self.config.batch)):
             region: Any = None if self.region == "all" else self.region
             if region == "object":
                 grid = self.model.grid(picture_size(self.model, self.config))
                 region = np.stack(
-                    [token_mask(case.target.mask, grid, self.config.coverage) for case in batch]
+                    [token_mask(one.target.mask, grid, self.config.coverage) for one in batch]
                 )
-            edits = make_edits(self.config, feature, value, region)
+            edits = make_edits(self.config, feature=feature, value=value, region=region)
             # A fresh direction for each batch: one draw could be lucky.
             features = [edit.feature for edit in edits]
             seed = self.config.seed + number
@@ -225,16 +250,15 @@ class _Run:
             with steering(
                 self.model.pipe, self.coder, edits, site=self.config.site, directions=directions
             ):
-                pictures = paint(
+                pictures = generate_pictures(
                     self.model,
                     self.config,
-                    [case.prompt for case in batch],
-                    [case.seed for case in batch],
+                    prompts=[one.prompt for one in batch],
+                    seeds=[one.seed for one in batch],
                 )
-            for case, picture in zip(batch, pictures, strict=True):
-                after = self.judge(picture)
-                verdict = compare(case.reading, case.target, after, self.wanted)
-                results.append(Outcome(verdict, picture))
+            for one, picture in zip(batch, pictures, strict=True):
+                verdict = compare(one.reading, one.target, self.judge(picture), self.wanted)
+                results.append(SteeredPicture(verdict, picture))
             bar.update(len(batch))
         bar.close()
         return results
@@ -245,9 +269,11 @@ def _batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _take(cases: Iterator[Case], count: int, purpose: str, config: SteerEvalConfig) -> list[Case]:
-    """The first cases; says when there are fewer than asked for, and refuses when there is none."""
-    taken = list(itertools.islice(cases, count))
+def _take(
+    found: Iterator[UnsteeredPicture], count: int, config: SteerEvalConfig, *, purpose: str
+) -> list[UnsteeredPicture]:
+    """The first pictures; says so if there are fewer than asked for, and refuses if there are none."""
+    taken = list(itertools.islice(found, count))
     source = f" that is {config.source}" if config.source else ""
     lack = f"pictures {purpose}, with an object{source} and not yet {config.wanted}"
     if not taken:
@@ -259,32 +285,24 @@ def _take(cases: Iterator[Case], count: int, purpose: str, config: SteerEvalConf
     return taken
 
 
-def _save_verdicts(
-    cases: Sequence[Case], steered: Sequence[Outcome], random: Sequence[Outcome], path: Path
-) -> None:
+def _save_verdicts(results: _Results, path: Path) -> None:
     """One line a picture: prompt, seed, and what was read before and after."""
     lines = [
         json.dumps(
             {
-                "prompt": case.prompt,
-                "seed": case.seed,
-                "before": attributes(case.reading, case.target),
-                "steered": {**one.verdict.after, "success": one.verdict.success},
-                "random": {**two.verdict.after, "success": two.verdict.success},
+                "prompt": before.prompt,
+                "seed": before.seed,
+                "before": attributes(before.reading, before.target),
+                "steered": {**steered.verdict.after, "success": steered.verdict.success},
+                "random": {**random.verdict.after, "success": random.verdict.success},
             }
         )
-        for case, one, two in zip(cases, steered, random, strict=True)
+        for before, steered, random in zip(*results, strict=True)
     ]
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _draw(
-    summary: dict[str, Any],
-    cases: Sequence[Case],
-    steered: Sequence[Outcome],
-    random: Sequence[Outcome],
-    shown: int,
-) -> Image:
+def _draw(results: _Results, summary: dict[str, Any], *, shown: int) -> Image:
     """The sheet: unsteered, steered and random rows, with what was read below each picture."""
     attribute = summary["wanted"].split("=")[0]
     names = ("background",) if attribute == "background" else (attribute, "shape")
@@ -292,25 +310,19 @@ def _draw(
     def words(values: dict[str, str]) -> str:
         return " ".join(values[name] for name in dict.fromkeys(names)).strip() or "no object"
 
-    rows = [
-        (
-            "before",
-            [Cell(case.picture, words(attributes(case.reading, case.target))) for case in cases],
-        ),
-        *(
-            (
-                label,
-                [
-                    Cell(one.picture, words(one.verdict.after), one.verdict.success)
-                    for one in outcomes
-                ],
-            )
-            for label, outcomes in (("steered", steered), ("random", random))
-        ),
+    def row(pictures: list[SteeredPicture]) -> list[Cell]:
+        return [
+            Cell(one.picture, words(one.verdict.after), one.verdict.success)
+            for one in pictures[:shown]
+        ]
+
+    before = [
+        Cell(one.picture, words(attributes(one.reading, one.target)))
+        for one in results.unsteered[:shown]
     ]
     goal = summary["wanted"].replace("=", " ")
     return contact_sheet(
-        [(label, cells[:shown]) for label, cells in rows],
+        [("before", before), ("steered", row(results.steered)), ("random", row(results.random))],
         title=f"Steering to {goal}: {_share(summary['steered'])}, "
         f"a random direction {_share(summary['random'])}",
         subtitle=f"{summary['edit']}, at {summary['site']}. Green frame: {goal}, with the "
