@@ -32,3 +32,15 @@ def at_least(config: Any, least: float, names: Collection[str], expected: str) -
     for name in names:
         value = getattr(config, name)
         expect(value >= least, name, expected, value, "raise it")
+
+
+def captured_steps(config: Any) -> None:
+    """Check that the field `steps` could be indices into the captured steps of a store."""
+    steps = config.steps
+    expect(
+        all(step >= 0 for step in steps) and len(set(steps)) == len(steps),
+        "steps",
+        "different indices of at least 0",
+        steps,
+        "see `jaxdict inspect STORE` for the captured steps",
+    )

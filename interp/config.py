@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import expect
+from harvest.flags import at_least, captured_steps, expect, one_of
 
 SPLITS = ("validation", "train", "all")
 DEVICES = ("auto", "cpu", "cuda")
@@ -55,23 +55,12 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
-        for name, options in (("split", SPLITS), ("device", DEVICES)):
-            value = getattr(self, name)
-            expect(value in options, name, f"one of {options}", value, "pick one of them")
-        for name in ("images", "quantiles", "words", "seed"):
-            value = getattr(self, name)
-            expect(value >= 0, name, "a whole number of at least 0", value, "raise it")
-        for name in ("top", "batch"):
-            value = getattr(self, name)
-            expect(value >= 1, name, "a whole number of at least 1", value, "raise it")
-        expect(self.bins >= 2, "bins", "at least 2", self.bins, "raise it")
-        expect(
-            all(step >= 0 for step in self.steps) and len(set(self.steps)) == len(self.steps),
-            "steps",
-            "different indices of at least 0",
-            self.steps,
-            "see `jaxdict inspect STORE` for the captured steps",
-        )
+        one_of(self, "split", SPLITS)
+        one_of(self, "device", DEVICES)
+        at_least(self, 0, ("images", "quantiles", "words", "seed"), "a whole number of at least 0")
+        at_least(self, 1, ("top", "batch"), "a whole number of at least 1")
+        at_least(self, 2, ["bins"], "at least 2")
+        captured_steps(self)
 
 
 @dataclass(frozen=True)
@@ -99,4 +88,4 @@ class ReportConfig:
             self.features >= 0, "features", "a number of at least 0", self.features, "use 0 for all"
         )
         expect(32 <= self.size <= 1024, "size", "32 to 1024 pixels", self.size, "use 192 or so")
-        expect(self.heat in HEATS, "heat", f"one of {HEATS}", self.heat, "pick one of them")
+        one_of(self, "heat", HEATS)

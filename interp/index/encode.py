@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from harvest.flags import expect
 from harvest.store import Store
 from interp.config import IndexConfig
 from interp.index.gather import Gatherer
@@ -59,11 +60,8 @@ def select(config: IndexConfig, coder: Coder, store: Store) -> Selection:
 def _choose_site(config: IndexConfig, coder: Coder, store: Store) -> str:
     """The site to read, checked against the store and the dictionary's width."""
     site = config.site or str(coder.dictionary.card.get("site") or "")
-    if site not in store.sites:
-        raise ValueError(
-            f"--site: expected a site of the store ({', '.join(store.sites)}), got {site!r}; "
-            "harvest that site or name another"
-        )
+    known = f"a site of the store ({', '.join(store.sites)})"
+    expect(site in store.sites, "site", known, site, "harvest that site or name another")
     width = store.shape(site)[-1]
     if width != coder.d:
         raise ValueError(
