@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harvest.atomic import write_json
 from jaxdict.compare import plots
+from jaxdict.compare.comparison import Comparison
 from jaxdict.compare.config import CompareConfig
 from jaxdict.compare.groups import (
     Groups,
     between_groups,
     form_groups,
     match_groups,
-    name_members,
+    name_dictionaries,
     site_order,
 )
-from jaxdict.compare.rows import measure_rows, open_stores
-from jaxdict.compare.sources import Member, Places, find_members
+from jaxdict.compare.rows import RowSimilarity, measure_rows, open_stores
+from jaxdict.compare.source_sets import SourceSets
+from jaxdict.compare.sources import ComparedDictionary, find_dictionaries
 from jaxdict.plots import MISSING
 from jaxdict.runs import plain
 from jaxdict.tables import number, percent, print_table
@@ -44,49 +45,26 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         groups share, a matrix [group, group].
 
     Raises:
-        ValueError: what is named are not ITDA dictionaries, or they cannot be compared.
-        FileNotFoundError: nothing is there.
+        ValueError: a path holds no ITDA dictionary, or they cannot be compared.
+        FileNotFoundError: a path does not exist.
 
     Source: arXiv 2505.17769 (Jaccard), 1905.00414 (CKA), 1706.05806 (SVCCA).
     """
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"--out: expected a folder, got the file {config.out}; name another")
-    members, left = find_members(config.paths)
-    if len(members) < 2:
+    dictionaries, skipped = find_dictionaries(config.paths)
+    if len(dictionaries) < 2:
         raise ValueError(
-            f"expected at least 2 ITDA dictionaries, got {members[0].path} alone; name more"
+            f"expected at least 2 ITDA dictionaries, got {dictionaries[0].path} alone; name more"
         )
-    members, groups = _sorted(members, form_groups(members, config.groups))
-    stores = open_stores(config.store, members)
-    places = Places(members, config.by, stores)
-    measures = {"jaccard": places.jaccard()}
-    rows: dict[str, Any] | None = None
-    if stores:
-        found = measure_rows(members, stores, config)
-        measures |= {"cka": found.cka, "svcca": found.svcca}
-        rows = {"rows": found.rows.tolist(), "components": found.components.tolist()}
-    names = name_members(members, groups)
-    matching = match_groups(members, groups, measures)
-    between = {name: between_groups(groups, matching, name) for name in measures}
+    found = _measure(dictionaries, config)
     config.out.mkdir(parents=True, exist_ok=True)
-    _show(config, names, places, groups, measures, matching, left)
-    if rows is not None:
-        _warn(names, rows)
-    pictures: list[Path] | None = []
-    if config.plots:
-        panels = {_TITLES[name]: values for name, values in measures.items()}
-        means = {_TITLES[name]: values for name, values in between.items()}
-        pictures = plots.draw(
-            config.out, names, [member.site for member in members], groups, panels, means
-        )
+    if skipped:
+        print("left out, since not of kind itda: " + ", ".join(map(str, skipped)))
+    _show(found)
+    pictures = plots.draw(config.out, found, titles=_TITLES) if config.plots else []
     result = {
-        "dictionaries": _facts(names, places, groups),
-        "by": list(config.by),
-        "groups": {"by": groups.by, "names": groups.names},
-        "measures": {name: _plain(values) for name, values in measures.items()},
-        "matching": matching,
-        "between": {name: _plain(values) for name, values in between.items()},
-        "rows": rows,
+        **found.facts(),
         "plots": [path.name for path in pictures or ()],
         "config": plain(config),
     }
@@ -99,74 +77,69 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     return result
 
 
-def _sorted(members: Sequence[Member], groups: Groups) -> tuple[list[Member], Groups]:
+def _measure(dictionaries: Sequence[ComparedDictionary], config: CompareConfig) -> Comparison:
+    """Group the dictionaries, and compare each with each."""
+    dictionaries, groups = _sorted(dictionaries, form_groups(dictionaries, config.groups))
+    stores = open_stores(config.store, dictionaries)
+    sources = SourceSets(dictionaries, config.by, stores)
+    measures = {"jaccard": sources.jaccard()}
+    rows = measure_rows(dictionaries, stores, config) if stores else None
+    if rows is not None:
+        measures |= {"cka": rows.cka, "svcca": rows.svcca}
+    matching = match_groups(dictionaries, groups, measures)
+    return Comparison(
+        names=name_dictionaries(dictionaries, groups),
+        sources=sources,
+        groups=groups,
+        measures=measures,
+        matching=matching,
+        between={name: between_groups(groups, matching, name) for name in measures},
+        rows=rows,
+    )
+
+
+def _sorted(
+    dictionaries: Sequence[ComparedDictionary], groups: Groups
+) -> tuple[list[ComparedDictionary], Groups]:
     """Group by group, and in each as the model passes the sites."""
     order = sorted(
-        range(len(members)), key=lambda i: (int(groups.of[i]), site_order(members[i].site))
+        range(len(dictionaries)),
+        key=lambda i: (int(groups.of[i]), site_order(dictionaries[i].site)),
     )
-    return [members[i] for i in order], groups._replace(of=groups.of[order])
+    return [dictionaries[i] for i in order], groups._replace(of=groups.of[order])
 
 
-def _facts(names: Sequence[str], places: Places, groups: Groups) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "path": str(member.path),
-            "site": member.site,
-            "stream": member.stream,
-            "group": groups.names[group],
-            "store_fingerprint": member.fingerprint,
-            "seed": member.seed,
-            "atoms": len(member.source),
-            "places": len(own),
-        }
-        for name, member, own, group in zip(
-            names, places.members, places.sets, groups.of, strict=True
-        )
-    ]
-
-
-def _plain(values: np.ndarray) -> list[list[float | None]]:
-    """A matrix as JSON has it."""
-    return [[float(v) if np.isfinite(v) else None for v in row] for row in values]
-
-
-def _show(
-    config: CompareConfig,
-    names: Sequence[str],
-    places: Places,
-    groups: Groups,
-    measures: Mapping[str, np.ndarray],
-    matching: Sequence[Mapping[str, Any]],
-    left: Sequence[Path],
-) -> None:
-    """Tables for a terminal."""
-    if left:
-        print("left out, since not of kind itda: " + ", ".join(map(str, left)))
+def _show(found: Comparison) -> None:
+    """Print tables for a terminal."""
+    sources = found.sources
     lines = [
-        (name, f"{len(member.source):,}", f"{len(own):,}")
-        for name, member, own in zip(names, places.members, places.sets, strict=True)
+        (name, f"{len(one.source):,}", f"{len(places):,}")
+        for name, one, places in zip(found.names, sources.dictionaries, sources.sets, strict=True)
     ]
-    print_table(("dictionary", "atoms", "places"), lines, f"places by {', '.join(config.by)}")
-    if np.isnan(measures["jaccard"]).any():
+    print_table(("dictionary", "atoms", "places"), lines, f"places by {', '.join(sources.by)}")
+    if np.isnan(found.measures["jaccard"]).any():
         print(
             "  (a token of the text is another place than one of the picture: such pairs are left out)"
         )
-    if len(names) <= _WIDEST:
-        for name, values in measures.items():
-            cells = [(own, *map(_cell, row)) for own, row in zip(names, values, strict=True)]
-            head = ("", *(f"({i + 1})" for i in range(len(names))))
-            numbered = [(f"({i + 1}) {own}", *row) for i, (own, *row) in enumerate(cells)]
-            print_table(head, numbered, f"{_TITLES[name]} similarity")
-    for entry in matching:
+    if len(found.names) <= _WIDEST:
+        head = ("", *(f"({i + 1})" for i in range(len(found.names))))
+        for measure, values in found.measures.items():
+            cells = [
+                (f"({i + 1}) {name}", *map(_cell, row))
+                for i, (name, row) in enumerate(zip(found.names, values, strict=True))
+            ]
+            print_table(head, cells, f"{_TITLES[measure]} similarity")
+    for entry in found.matching:
         if any(entry["counted"].values()):
             _show_matching(entry)
-    if matching:
-        _show_groups(groups, matching, list(measures))
+    if found.matching:
+        _show_groups(found)
+    if found.rows is not None:
+        _warn_of_few_rows(found.names, found.rows)
 
 
 def _show_matching(entry: Mapping[str, Any]) -> None:
-    """Which site of one group each site of another is most similar to."""
+    """Print which site of one group each site of another is most similar to."""
     measures = list(entry["accuracy"])
     lines = []
     for site in entry["sites"]:
@@ -181,29 +154,29 @@ def _show_matching(entry: Mapping[str, Any]) -> None:
     print_table(head, lines, f"Most similar layer of {entry['to']}")
 
 
-def _show_groups(
-    groups: Groups, matching: Sequence[Mapping[str, Any]], measures: Sequence[str]
-) -> None:
-    """Layer matching and similarity of the groups."""
+def _show_groups(found: Comparison) -> None:
+    """Print how many layers are matched between groups, and how similar these are."""
     lines = []
-    for entry in matching:
+    for entry in found.matching:
         cells = [f"{entry['from']} -> {entry['to']}", str(entry["counted"]["jaccard"])]
-        for name in measures:
+        for name in found.measures:
             cells += [number(entry["mean_same"][name]), percent(entry["accuracy"][name])]
         lines.append([*cells, percent(entry["chance"]["jaccard"])])
     head = ["groups", "sites"]
-    for name in measures:
+    for name in found.measures:
         head += [f"{_TITLES[name]}, same site", "matched"]
-    print_table([*head, "chance"], lines, f"Groups by {groups.by}: layers matched to themselves")
+    print_table(
+        [*head, "chance"], lines, f"Groups by {found.groups.by}: layers matched to themselves"
+    )
 
 
 def _cell(value: float | None) -> str:
     return "-" if value is None or np.isnan(value) else f"{value:.3f}"
 
 
-def _warn(names: Sequence[str], rows: Mapping[str, Sequence[int]]) -> None:
-    """Say where canonical correlations are high for want of rows."""
-    for name, count, components in zip(names, rows["rows"], rows["components"], strict=True):
+def _warn_of_few_rows(names: Sequence[str], rows: RowSimilarity) -> None:
+    """Say where canonical correlations are high only because there are few rows."""
+    for name, count, components in zip(names, rows.rows, rows.components, strict=True):
         if count < 10 * components:
             print(
                 f"\n  few rows for SVCCA: {count:,} for {components:,} components of {name}; chance "

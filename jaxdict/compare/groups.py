@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdict.compare.config import GROUPINGS
 from jaxdict.compare.similarity import match
-from jaxdict.compare.sources import Member
+from jaxdict.compare.sources import ComparedDictionary
 
 _BLOCKS = ("double", "single")
 
@@ -20,8 +20,8 @@ class Groups(NamedTuple):
 
     Attributes:
         by: store, seed or folder; empty if there are no groups.
-        names: of the groups, in the order in which their members came; [""] if there are none.
-        of: int64 [member], the group of each.
+        names: of the groups, in the order of their first dictionaries; [""] if there are none.
+        of: int64 [dictionary], the group of each.
     """
 
     by: str
@@ -36,26 +36,26 @@ def site_order(site: str) -> tuple[Any, ...]:
     return rest, place, int(number) if number.isdigit() else 0, site
 
 
-def form_groups(members: Sequence[Member], how: str) -> Groups:
+def form_groups(dictionaries: Sequence[ComparedDictionary], choice: str) -> Groups:
     """Tell groups of dictionaries apart.
 
     Args:
-        members: dictionaries.
-        how: store, seed, folder, none; auto is the first of the three that makes more than one
+        dictionaries: what is compared.
+        choice: store, seed, folder, none; auto is the first of the three that makes more than one
             group, none of which has a site twice.
 
     Raises:
         ValueError: asked for by name, it makes a single group, or a group with a site twice.
     """
-    for by in GROUPINGS if how == "auto" else () if how == "none" else (how,):
-        labels = _labels(members, by)
+    for by in GROUPINGS if choice == "auto" else () if choice == "none" else (choice,):
+        labels = _labels(dictionaries, by)
         names = list(dict.fromkeys(labels))
         of = np.array([names.index(label) for label in labels])
-        taken = [(label, member.site) for label, member in zip(labels, members, strict=True)]
+        taken = [(label, one.site) for label, one in zip(labels, dictionaries, strict=True)]
         twice = next((pair for pair in taken if taken.count(pair) > 1), None)
         if len(names) > 1 and twice is None:
             return Groups(by, names, of)
-        if how != "auto":
+        if choice != "auto":
             wrong = (
                 f"just one group ({names[0]})"
                 if len(names) == 1
@@ -67,22 +67,22 @@ def form_groups(members: Sequence[Member], how: str) -> Groups:
                 f"--groups {by}: expected several groups that have each site once, got {wrong}; "
                 "choose another of " + ", ".join((*GROUPINGS, "none"))
             )
-    return Groups("", [""], np.zeros(len(members), np.int64))
+    return Groups("", [""], np.zeros(len(dictionaries), np.int64))
 
 
-def _labels(members: Sequence[Member], by: str) -> list[str]:
+def _labels(dictionaries: Sequence[ComparedDictionary], by: str) -> list[str]:
     """The group that each dictionary would be in."""
     if by == "seed":
-        return ["seed ?" if m.seed is None else f"seed {m.seed}" for m in members]
+        return ["seed ?" if one.seed is None else f"seed {one.seed}" for one in dictionaries]
     if by == "folder":
-        parents = [member.path.resolve().parent for member in members]
+        parents = [one.path.resolve().parent for one in dictionaries]
         short = {parent: parent.name for parent in parents}
         clash = len(set(short.values())) < len(short)
         return [str(parent) if clash else parent.name for parent in parents]
-    models = {m.fingerprint: _model(m.card.get("model") or {}) for m in members}
+    models = {one.fingerprint: _model(one.card.get("model") or {}) for one in dictionaries}
     if len(set(models.values())) == len(models) and all(models.values()):
-        return [models[m.fingerprint] for m in members]
-    return [f"{models[m.fingerprint]} {m.fingerprint[:8]}".strip() for m in members]
+        return [models[one.fingerprint] for one in dictionaries]
+    return [f"{models[one.fingerprint]} {one.fingerprint[:8]}".strip() for one in dictionaries]
 
 
 def _model(model: Mapping[str, Any]) -> str:
@@ -92,27 +92,27 @@ def _model(model: Mapping[str, Any]) -> str:
     return name if quantization == "none" else f"{name} {quantization}"
 
 
-def name_members(members: Sequence[Member], groups: Groups) -> list[str]:
+def name_dictionaries(dictionaries: Sequence[ComparedDictionary], groups: Groups) -> list[str]:
     """A short name for each dictionary: its site, with the group or the folder where needed."""
-    sites = [member.site for member in members]
+    sites = [one.site for one in dictionaries]
     grouped = [
         f"{site} {groups.names[g]}".strip() for site, g in zip(sites, groups.of, strict=True)
     ]
     for names in (sites, grouped):
         if len(set(names)) == len(names):
             return names
-    return [f"{member.site} {member.path}" for member in members]
+    return [f"{one.site} {one.path}" for one in dictionaries]
 
 
 def match_groups(
-    members: Sequence[Member], groups: Groups, measures: Mapping[str, np.ndarray]
+    dictionaries: Sequence[ComparedDictionary], groups: Groups, measures: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
     """Match the layers of each pair of groups, both ways.
 
     Args:
-        members: dictionaries.
+        dictionaries: what is compared.
         groups: which belongs where.
-        measures: name -> similarity, float64 [member, member].
+        measures: name -> similarity, float64 [dictionary, dictionary].
 
     Returns:
         One entry for each ordered pair of groups. `sites` holds for each dictionary of `from` and
@@ -129,20 +129,20 @@ def match_groups(
                 {
                     "from": groups.names[a],
                     "to": groups.names[b],
-                    **_match(members, rows, columns, measures),
+                    **_match(dictionaries, rows, columns, measures),
                 }
             )
     return found
 
 
 def _match(
-    members: Sequence[Member],
+    dictionaries: Sequence[ComparedDictionary],
     rows: np.ndarray,
     columns: np.ndarray,
     measures: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    same = np.array([[members[i].site == members[j].site for j in columns] for i in rows])
-    sites: list[dict[str, Any]] = [{"site": members[i].site} for i in rows]
+    same = np.array([[dictionaries[i].site == dictionaries[j].site for j in columns] for i in rows])
+    sites: list[dict[str, Any]] = [{"site": dictionaries[i].site} for i in rows]
     facts: dict[str, dict[str, float | None]] = {"accuracy": {}, "chance": {}, "mean_same": {}}
     counted: dict[str, int] = {}
     for name, values in measures.items():
@@ -152,7 +152,7 @@ def _match(
             best = int(matches.best[i])
             own = scores[i][same[i] & np.isfinite(scores[i])]
             site[name] = {
-                "best": members[columns[best]].site if best >= 0 else None,
+                "best": dictionaries[columns[best]].site if best >= 0 else None,
                 "similarity": float(scores[i, best]) if best >= 0 else None,
                 "same": float(own[0]) if len(own) else None,
                 "right": bool(matches.right[i]) if matches.counted[i] else None,

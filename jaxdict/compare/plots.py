@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdict.compare.groups import Groups
+from jaxdict.compare.comparison import Comparison
 from jaxdict.plots import available, save
 from jaxdict.tables import some
 
@@ -25,23 +25,13 @@ _LETTER = 0.085
 _WRONG = "#d62728"
 
 
-def draw(
-    out: Path,
-    names: Sequence[str],
-    sites: Sequence[str],
-    groups: Groups,
-    measures: Mapping[str, np.ndarray],
-    between: Mapping[str, np.ndarray],
-) -> list[Path] | None:
+def draw(out: Path, found: Comparison, *, titles: Mapping[str, str]) -> list[Path] | None:
     """Draw the heat maps, a panel a measure.
 
     Args:
         out: folder.
-        names: of the dictionaries.
-        sites: of the dictionaries.
-        groups: which dictionary belongs where; members of a group lie side by side.
-        measures: title -> similarity, float64 [member, member], NaN where there is none.
-        between: title -> mean similarity at the same site, float64 [group, group].
+        found: the comparison.
+        titles: measure -> its title.
 
     Returns:
         The pictures: similarity.png; matching.png of two groups, or matching-1-2.png and so on of
@@ -49,38 +39,55 @@ def draw(
     """
     if not available():
         return None
-    edges = [int(i) for i in np.flatnonzero(np.diff(groups.of)) + 1]
-    square = _figure(measures, names, names, "Similarity of ITDA dictionaries")
-    for axes, values in zip(square.axes, measures.values(), strict=True):
-        off = np.where(np.eye(len(names), dtype=bool), np.nan, values)
-        _map(axes, values, _highest(off), names, names)
-        for edge in edges:
-            axes.axhline(edge - 0.5, color="white", lw=1.5)
-            axes.axvline(edge - 0.5, color="white", lw=1.5)
-    pictures = [save(square, out / "similarity.png")]
+    panels = {titles[name]: values for name, values in found.measures.items()}
+    groups = found.groups
+    pictures = [save(_draw_all(panels, found), out / "similarity.png")]
     pairs = list(combinations(range(len(groups.names)), 2))
     for a, b in pairs:
-        rows, columns = (np.flatnonzero(groups.of == group) for group in (a, b))
-        title = f"{groups.names[a]} (rows) and {groups.names[b]} (columns)"
-        y, x = ([sites[i] for i in chosen.tolist()] for chosen in (rows, columns))
-        figure = _figure(measures, y, x, title)
-        for axes, values in zip(figure.axes, measures.values(), strict=True):
-            part = values[np.ix_(rows, columns)]
-            _map(axes, part, _highest(part), y, x)
-            _mark_best(axes, part, y, x)
-        figure.supxlabel(
-            "framed: the most similar of the row (red: another site)", fontsize=9, color="#555555"
-        )
         name = "matching.png" if len(pairs) == 1 else f"matching-{a + 1}-{b + 1}.png"
-        pictures.append(save(figure, out / name))
+        pictures.append(save(_draw_pair(panels, found, a, b), out / name))
     if len(groups.names) > 2:
+        panels = {titles[name]: values for name, values in found.between.items()}
         title = "Groups: mean similarity at the same site"
-        figure = _figure(between, groups.names, groups.names, title)
-        for axes, values in zip(figure.axes, between.values(), strict=True):
-            off = np.where(np.eye(len(groups.names), dtype=bool), np.nan, values)
-            _map(axes, values, _highest(off), groups.names, groups.names)
+        figure = _draw_square(panels, groups.names, title)
         pictures.append(save(figure, out / "groups.png"))
     return pictures
+
+
+def _draw_all(panels: Mapping[str, np.ndarray], found: Comparison) -> Figure:
+    """Each dictionary against each, with white lines between groups."""
+    figure = _draw_square(panels, found.names, "Similarity of ITDA dictionaries")
+    for axes in figure.axes[: len(panels)]:
+        for edge in np.flatnonzero(np.diff(found.groups.of)) + 1:
+            axes.axhline(edge - 0.5, color="white", lw=1.5)
+            axes.axvline(edge - 0.5, color="white", lw=1.5)
+    return figure
+
+
+def _draw_square(panels: Mapping[str, np.ndarray], names: Sequence[str], title: str) -> Figure:
+    """Each name against each; the diagonal does not decide the colours."""
+    figure = _figure(panels, names, names, title)
+    for axes, values in zip(figure.axes, panels.values(), strict=True):
+        off = np.where(np.eye(len(names), dtype=bool), np.nan, values)
+        _map(axes, values, _highest(off), names, names)
+    return figure
+
+
+def _draw_pair(panels: Mapping[str, np.ndarray], found: Comparison, a: int, b: int) -> Figure:
+    """The dictionaries of one group against those of another."""
+    groups, sites = found.groups, found.sites
+    rows, columns = (np.flatnonzero(groups.of == group) for group in (a, b))
+    title = f"{groups.names[a]} (rows) and {groups.names[b]} (columns)"
+    y, x = ([sites[i] for i in chosen.tolist()] for chosen in (rows, columns))
+    figure = _figure(panels, y, x, title)
+    for axes, values in zip(figure.axes, panels.values(), strict=True):
+        part = values[np.ix_(rows, columns)]
+        _map(axes, part, _highest(part), y, x)
+        _mark_best(axes, part, y, x)
+    figure.supxlabel(
+        "framed: the most similar of the row (red: another site)", fontsize=9, color="#555555"
+    )
+    return figure
 
 
 def _highest(values: np.ndarray) -> float:

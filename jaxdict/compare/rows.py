@@ -8,24 +8,24 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from harvest.store import Store, check_alike, open_store
+from harvest.store import Store, check_alike, open_store, stream_of
 from jaxdict.compare.config import CompareConfig
-from jaxdict.compare.similarity import Cross, linear_cka, svcca, whitened_components
-from jaxdict.compare.sources import Member
-from jaxdict.rows import Source, floats, source_of, stream_of
+from jaxdict.compare.similarity import CrossCovariance, linear_cka, svcca, whitened_components
+from jaxdict.compare.sources import ComparedDictionary
+from jaxdict.rows import Source, floats, source_of
 
 _BLOCK = 128 * 2**20
 """Bytes of rows in float64 that are worked on at a time, about."""
 
 
-class Measured(NamedTuple):
+class RowSimilarity(NamedTuple):
     """How alike sites are on the same rows.
 
     Attributes:
-        cka: float64 [member, member], NaN for sites of different streams.
+        cka: float64 [dictionary, dictionary], NaN for sites of different streams.
         svcca: the same.
-        rows: int64 [member], rows behind them.
-        components: int64 [member], components that SVCCA keeps of each site.
+        rows: int64 [dictionary], rows that were read of each site.
+        components: int64 [dictionary], components that SVCCA keeps of each site.
     """
 
     cka: np.ndarray
@@ -34,20 +34,28 @@ class Measured(NamedTuple):
     components: np.ndarray
 
 
-class _Own(NamedTuple):
-    """What is kept of a site: the norm of C_xx, what each dimension is divided by, components."""
+class _SiteCovariance(NamedTuple):
+    """What is kept of C_xx of one site.
+
+    Attributes:
+        norm: ||C_xx||_F.
+        scale: float64 [d], what each dimension is multiplied by.
+        components: `whitened_components`.
+    """
 
     norm: float
     scale: np.ndarray
     components: np.ndarray
 
 
-def open_stores(paths: Sequence[str], members: Sequence[Member]) -> dict[str, Store]:
+def open_stores(
+    paths: Sequence[str], dictionaries: Sequence[ComparedDictionary]
+) -> dict[str, Store]:
     """Open stores of the same prompts, one for each that the dictionaries come from.
 
     Args:
-        paths: folders or URLs; none at all is fine.
-        members: the dictionaries.
+        paths: folders or URLs; may be empty.
+        dictionaries: what is compared.
 
     Returns:
         Fingerprint -> store.
@@ -58,29 +66,29 @@ def open_stores(paths: Sequence[str], members: Sequence[Member]) -> dict[str, St
     stores = {store.fingerprint: store for store in map(open_store, paths)}
     if not stores:
         return stores
-    for member in members:
-        if member.fingerprint not in stores:
+    for one in dictionaries:
+        if one.fingerprint not in stores:
             given = ", ".join(f"{store.path} ({name[:8]})" for name, store in stores.items())
             raise ValueError(
-                f"--store: expected the store that {member.path} was built from (fingerprint "
-                f"{member.fingerprint[:8]}), got {given}; name it too"
+                f"--store: expected the store that {one.path} was built from (fingerprint "
+                f"{one.fingerprint[:8]}), got {given}; name it too"
             )
-        store = stores[member.fingerprint]
-        if member.site not in store.sites:
+        store = stores[one.fingerprint]
+        if one.site not in store.sites:
             raise ValueError(
-                f"--store: expected {member.site} in {store.path} for {member.path}, which holds "
+                f"--store: expected {one.site} in {store.path} for {one.path}, which holds "
                 f"{', '.join(store.sites)}; name the store that the dictionary was built from"
             )
     return stores
 
 
 def measure_rows(
-    members: Sequence[Member], stores: Mapping[str, Store], config: CompareConfig
-) -> Measured:
+    dictionaries: Sequence[ComparedDictionary], stores: Mapping[str, Store], config: CompareConfig
+) -> RowSimilarity:
     """CKA and SVCCA of each pair of dictionaries' sites.
 
     Args:
-        members: the dictionaries.
+        dictionaries: what is compared.
         stores: of all of them, by fingerprint.
         config: `split`, `rows`, `variance`, `standardize` and `memory_mb` are used.
 
@@ -91,21 +99,21 @@ def measure_rows(
     Raises:
         ValueError: the stores are not of the same images, steps and tokens.
     """
-    keys = [(member.fingerprint, member.site) for member in members]
-    sources = _sources(dict.fromkeys(keys), stores, config)
+    keys = [(one.fingerprint, one.site) for one in dictionaries]
+    sources = _same_rows(dict.fromkeys(keys), stores, config)
     names = list(sources)
     cka, cca = (np.full((len(names), len(names)), np.nan) for _ in range(2))
     components = np.zeros(len(names), np.int64)
     for stream in dict.fromkeys(stream_of(site) for _, site in names):
         places = [i for i, (_, site) in enumerate(names) if stream_of(site) == stream]
         chosen = [sources[names[i]] for i in places]
-        own = _own(chosen, config)
+        own = _site_covariances(chosen, config)
         for i, one in zip(places, own, strict=True):
             varies = one.norm > 0
             cka[i, i] = cca[i, i] = 1.0 if varies else np.nan
             components[i] = one.components.shape[1]
         pairs = [(i, j) for i in range(len(places)) for j in range(i)]
-        for (i, j), xy in _crosses(chosen, pairs, config.memory_mb, f"{stream} pairs"):
+        for (i, j), xy in _cross_covariances(chosen, pairs, config.memory_mb, f"{stream} pairs"):
             a, b = own[i], own[j]
             xy *= np.outer(a.scale, b.scale)
             at, to = places[i], places[j]
@@ -113,10 +121,10 @@ def measure_rows(
             cca[at, to] = cca[to, at] = svcca(a.components, b.components, xy)
     of = np.array([names.index(key) for key in keys])
     rows = np.array([sources[name].rows for name in names])
-    return Measured(cka[np.ix_(of, of)], cca[np.ix_(of, of)], rows[of], components[of])
+    return RowSimilarity(cka[np.ix_(of, of)], cca[np.ix_(of, of)], rows[of], components[of])
 
 
-def _sources(
+def _same_rows(
     keys: Mapping[tuple[str, str], None], stores: Mapping[str, Store], config: CompareConfig
 ) -> dict[tuple[str, str], Source]:
     """The same rows of every site, of images that all stores have finished."""
@@ -153,22 +161,22 @@ def _sources(
     return found
 
 
-def _own(sources: Sequence[Source], config: CompareConfig) -> list[_Own]:
-    """Each site by itself."""
+def _site_covariances(sources: Sequence[Source], config: CompareConfig) -> list[_SiteCovariance]:
+    """Of each site by itself."""
     found = []
     pairs = [(i, i) for i in range(len(sources))]
-    for (i, _), xx in _crosses(sources, pairs, config.memory_mb, "sites"):
+    for (i, _), xx in _cross_covariances(sources, pairs, config.memory_mb, "sites"):
         scale = np.ones(len(xx))
         if config.standardize:
             variance = np.diag(xx)
             scale = np.where(variance > 0, 1 / np.sqrt(np.where(variance > 0, variance, 1)), 0)
             xx *= np.outer(scale, scale)
         norm = float(np.linalg.norm(xx))
-        found.append((i, _Own(norm, scale, whitened_components(xx, config.variance))))
+        found.append((i, _SiteCovariance(norm, scale, whitened_components(xx, config.variance))))
     return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
-def _crosses(
+def _cross_covariances(
     sources: Sequence[Source], pairs: Sequence[tuple[int, int]], memory_mb: int, name: str
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """C_xy of pairs of sites, float64 [d, e]; as many are summed in one reading as fit the memory."""
@@ -185,7 +193,7 @@ def _crosses(
     with tqdm(total=total, unit="row", unit_scale=True, desc=name, disable=not pairs) as bar:
         for part in parts:
             needed = sorted({k for pair in part for k in pair})
-            sums = {pair: Cross(sources[pair[0]].d, sources[pair[1]].d) for pair in part}
+            sums = {pair: CrossCovariance(sources[pair[0]].d, sources[pair[1]].d) for pair in part}
             for rows in _blocks([sources[k] for k in needed]):
                 found = dict(zip(needed, rows, strict=True))
                 for (i, j), cross in sums.items():

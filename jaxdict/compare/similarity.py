@@ -31,8 +31,8 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return both / max(len(a) + len(b) - both, 1)
 
 
-class Cross:
-    """Sums that give C_xy; float64 throughout."""
+class CrossCovariance:
+    """C_xy, summed over rows as they come; float64 throughout."""
 
     def __init__(self, d: int, e: int) -> None:
         """Start with no rows.

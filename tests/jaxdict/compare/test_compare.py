@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.jaxdict.compare.test_similarity import slow_cka, slow_svcca
 
 from harvest.store import StoreSpec, create_store, open_store
 from jaxdict import cli
 from jaxdict.compare import rows as compare_rows
 from jaxdict.compare.compare import compare
 from jaxdict.compare.config import CompareConfig
-from jaxdict.compare.sources import find_members
+from jaxdict.compare.sources import find_dictionaries
 from jaxdict.dictionary.arrays import Dictionary
 from jaxdict.dictionary.files import load_dictionary, save_dictionary
 from jaxdict.itda.config import TrainITDAConfig
@@ -23,6 +22,7 @@ from jaxdict.itda.saved_run import run_to_dictionary
 from jaxdict.itda.train import train_itda
 from jaxdict.runs.folder import plain
 from tests.jaxdict.command import Command
+from tests.jaxdict.compare.test_similarity import slow_cka, slow_svcca
 from tests.jaxdict.planted import SITE, write_planted_store
 
 LATER, TXT = "single.10.img", "double.2.txt"
@@ -166,11 +166,13 @@ def test_rows_are_the_same_read_little_by_little(made, tmp_path, monkeypatch):
     assert whole["rows"]["rows"] == [9 * 32] * 4, "whole images"
     monkeypatch.setattr(compare_rows, "_BLOCK", 1)
     opened = {open_store(path).fingerprint: open_store(path) for path in settings["store"]}
-    members, _ = find_members([made / "a", made / "b"])
+    dictionaries, _ = find_dictionaries([made / "a", made / "b"])
     config = CompareConfig(paths=(made,), out=tmp_path, memory_mb=1, **settings)
     object.__setattr__(config, "memory_mb", 1e-4)  # a pair at a time
-    found = compare_rows.measure_rows(members, opened, config)
-    order = [[m.path for m in members].index(Path(d["path"])) for d in whole["dictionaries"]]
+    found = compare_rows.measure_rows(dictionaries, opened, config)
+    order = [
+        [one.path for one in dictionaries].index(Path(d["path"])) for d in whole["dictionaries"]
+    ]
     for name in ("cka", "svcca"):
         values = getattr(found, name)[np.ix_(order, order)]
         np.testing.assert_allclose(values, whole["measures"][name], rtol=1e-9)

@@ -7,12 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdict.compare.similarity import Cross, jaccard, linear_cka, match, svcca, whitened_components
+from jaxdict.compare.similarity import (
+    CrossCovariance,
+    jaccard,
+    linear_cka,
+    match,
+    svcca,
+    whitened_components,
+)
 
 
 def cross(x, y, size=7):
     """C_xy, summed a few rows at a time, away from the mean."""
-    sums = Cross(x.shape[1], y.shape[1])
+    sums = CrossCovariance(x.shape[1], y.shape[1])
     for start in range(0, len(x), size):
         sums.add(x[start : start + size], y[start : start + size])
     assert sums.rows == len(x)
