@@ -7,7 +7,7 @@
              pursuit
 
 PCA-k spends as many numbers a row as a dictionary with k active atoms, but always the same k
-directions. The random dictionary has all of a dictionary's freedom to choose, and learned nothing.
+directions. The random dictionary chooses atoms as freely as any dictionary, but has learned nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxdict.devices import FULL_PRECISION
 from jaxdict.dictionary import Dictionary
 from jaxdict.metrics import BatchReport, Measurement, batch_sums, measure_blocks, row_sums
-from jaxdict.pursuit.atoms import PRECISION
 from jaxdict.rows import Source, floats, image_rows, normalization
 
 _FLOOR = 1e-6
 
 
-class Fitted(NamedTuple):
-    """What was learned from training rows, in float64.
+class BaselineFit(NamedTuple):
+    """Statistics of training rows that the baselines are made of, in float64.
 
     Attributes:
         mean: [d].
@@ -41,30 +41,31 @@ class Fitted(NamedTuple):
     vectors: np.ndarray
 
 
-def fit(train: Source) -> Fitted:
+def fit(train: Source) -> BaselineFit:
     """Mean, standard deviations and principal components of rows, streaming, in float64.
 
     Args:
         train: rows of the training split.
 
     Raises:
-        ValueError: rows that are not finite, or all alike.
+        ValueError: rows that are not finite, or all the same.
     """
     fitted = normalization.fit(lambda: image_rows(train.blocks()), "whiten", floor=1e-12)
     variance = np.square(fitted.inverse).sum(0)
     std = np.sqrt(np.maximum(variance, _FLOOR * variance.mean()))
-    return Fitted(fitted.mean, std, fitted.transform / np.linalg.norm(fitted.transform, axis=0))
+    vectors = fitted.transform / np.linalg.norm(fitted.transform, axis=0)
+    return BaselineFit(fitted.mean, std, vectors)
 
 
 def measure_pca(
-    fitted: Fitted, source: Source, components: int, *, batch: int = 4096
+    fitted: BaselineFit, source: Source, components: int, *, batch: int = 4096
 ) -> Measurement:
-    """How far the first principal components of the training rows go.
+    """Rebuild rows from the first principal components of the training rows, and measure the error.
 
     Args:
-        fitted: to training rows of the same site.
+        fitted: from training rows of the same site.
         source: rows to measure on.
-        components: how many; 0 is the training mean alone, more than the width means all.
+        components: how many; 0 is the training mean alone, any number above the width means all.
         batch: rows at a time.
     """
     mean = jnp.asarray(fitted.mean, jnp.float32)
@@ -78,24 +79,24 @@ def measure_pca(
 
 @jax.jit
 def _report(x: Array, weight: Array, mean: Array, vectors: Array) -> BatchReport:
-    along = jnp.dot(x - mean, vectors, precision=PRECISION)
-    x_hat = jnp.dot(along, vectors.T, precision=PRECISION) + mean
+    along = jnp.dot(x - mean, vectors, precision=FULL_PRECISION)
+    x_hat = jnp.dot(along, vectors.T, precision=FULL_PRECISION) + mean
     sums = batch_sums(x, x_hat, weight, mean)
     return BatchReport(sums, None, jnp.zeros(1), row_sums(None, x, x_hat, weight))
 
 
-def random_dictionary(fitted: Fitted, m: int, k: int, *, seed: int = 0) -> Dictionary:
-    """A dictionary that has learned nothing but the mean and spread of each dimension.
+def random_dictionary(fitted: BaselineFit, *, m: int, k: int, seed: int = 0) -> Dictionary:
+    """A dictionary that knows only the mean and standard deviation of each dimension.
 
     Args:
-        fitted: to training rows of the site it is for.
+        fitted: from training rows of the site it is for.
         m: atoms.
         k: active atoms a row.
         seed: of the atoms.
 
     Returns:
         Kind itda: Gaussian atoms of unit norm in standardized space, encoded by gradient pursuit,
-        so that the numbers are what random atoms can do and not what a poor encoder can.
+        so that the numbers show what random atoms can do, not what a poor encoder can.
     """
     atoms = np.random.default_rng(seed).standard_normal((m, len(fitted.mean)), np.float32)
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)

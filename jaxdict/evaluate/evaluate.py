@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from harvest.atomic import write_json
-from harvest.store import open_store
+from harvest.store import open_store, stream_of
 from jaxdict.dictionary import Dictionary, load_dictionary
 from jaxdict.evaluate import baselines
 from jaxdict.evaluate import plots as eval_plots
 from jaxdict.evaluate.config import EvalConfig
-from jaxdict.evaluate.rows import Rows, check_width, choose_rows
+from jaxdict.evaluate.rows import EvalRows, choose_rows
 from jaxdict.metrics import Measurement, Quality, measure_dictionary, pursuit_encoder, quality_of
 from jaxdict.plots import MISSING
-from jaxdict.rows import stream_of
 from jaxdict.runs import plain
 from jaxdict.sae import kinds
 from jaxdict.tables import number, percent, print_table
-
-__all__ = ["check_width", "evaluate", "measure_dictionary", "pursuit_encoder"]
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -31,12 +28,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         config: settings.
 
     Returns:
-        What was written. `metrics` (see `jaxdict.metrics.quality.Quality.numbers`), `pursuit` (the same
+        What the JSON file holds. `metrics` (see `jaxdict.metrics.quality.Quality.numbers`), `pursuit` (the same
         with --encoder pursuit) and `baselines` (mean, pca and random, see `Quality.brief`) are over
         the rows of all sites; `per_stream` and `per_site` hold the same three by stream and site.
-        `active` says how many atoms a row pursuit and the baselines may use, `pursuit_space` where
-        pursuit made the error small. A transcoder has no random dictionary beside it; an itda
-        dictionary's own encoder is pursuit, so that `pursuit` repeats its `metrics`.
+        `active` says how many atoms a row pursuit and the baselines may use, `pursuit_space` in
+        which space pursuit minimized the error. A transcoder is not compared with a random
+        dictionary; an itda dictionary's own encoder is pursuit, so that `pursuit` repeats its `metrics`.
 
     Raises:
         ValueError: dictionary and store do not fit each other.
@@ -47,9 +44,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     rows = choose_rows(dictionary, store, config)
     options: dict[str, Any] = {"batch": config.batch, "memory_mb": config.memory_mb}
     own = {
-        site: measure_dictionary(
-            dictionary, one.source, target=one.target, name=f"{site}, own encoder", **options
-        )
+        site: measure_dictionary(dictionary, one.source, name=f"{site}, own encoder", **options)
         for site, one in rows.items()
     }
     active = _active(dictionary, quality_of(list(own.values())))
@@ -104,7 +99,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     groups = {"": whole, **(by_stream if len(streams) > 1 else {})}
     plots: list[Path] | None = []
     if config.plots:
-        plots = eval_plots.draw(config.out, title, labels, groups, by_site, result["steps"])
+        captions = eval_plots.Captions(title, labels, result["steps"])
+        plots = eval_plots.draw(config.out, captions, groups=groups, by_site=by_site)
     result["plots"] = [str(path) for path in plots or ()]
     write_json(config.out, result)
     print(f"evaluation: {config.out}")
@@ -116,7 +112,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 
 def _pursuit_space(dictionary: Dictionary) -> str:
-    """Where pursuit makes the error small: raw, standardized if the atoms were learned so, or own.
+    """The space in which pursuit minimizes the error: raw, standardized if the atoms were learned there, or own.
 
     In raw space the widest dimensions alone would choose the atoms.
     """
@@ -127,7 +123,7 @@ def _pursuit_space(dictionary: Dictionary) -> str:
 
 
 def _rivals(
-    dictionary: Dictionary, rows: Rows, active: int, config: EvalConfig
+    dictionary: Dictionary, rows: EvalRows, active: int, config: EvalConfig
 ) -> dict[str, Measurement]:
     """Pursuit if asked for, and the baselines, on the rows of one site."""
     site = rows.source.site
@@ -141,7 +137,7 @@ def _rivals(
             dictionary, rows.source, encode=encode, name=f"{site}, pursuit", **options
         )
     if config.random and rows.target is None:
-        drawn = baselines.random_dictionary(fitted, dictionary.m, active, seed=config.seed)
+        drawn = baselines.random_dictionary(fitted, m=dictionary.m, k=active, seed=config.seed)
         name = f"{site}, random dictionary"
         found["random"] = measure_dictionary(drawn, rows.source, name=name, **options)
     found["pca"] = baselines.measure_pca(fitted, rows.rebuilt, active, batch=config.batch)
@@ -150,10 +146,10 @@ def _rivals(
 
 
 def _active(dictionary: Dictionary, own: Quality) -> int:
-    """Atoms a row that pursuit and the baselines may use: as many as the dictionary's own encoder.
+    """Atoms a row that pursuit and the baselines may use: as many as the dictionary's own encoder does.
 
-    That is k where k is a sparsity; elsewhere k is the most that a row may ever have, and what
-    compares is the measured mean.
+    That is k for a kind that always fills k slots. For the others k is only an upper limit, so the
+    measured mean is taken.
     """
     if dictionary.kind == "itda" or kinds.REGISTRY[dictionary.kind].fixed_slots:
         return int(dictionary.k)
@@ -163,12 +159,12 @@ def _active(dictionary: Dictionary, own: Quality) -> int:
 def _together(
     found: Mapping[str, Mapping[str, Measurement]], sites: Sequence[str]
 ) -> dict[str, Quality]:
-    """Each way to rebuild rows, over the rows of some sites."""
+    """The numbers of each way to rebuild rows, over the rows of some sites."""
     return {name: quality_of([found[site][name] for site in sites]) for name in found[sites[0]]}
 
 
 def _numbers(whole: Mapping[str, Quality], *, active: int, config: EvalConfig) -> dict[str, Any]:
-    """`metrics`, `pursuit` and `baselines` as JSON has them."""
+    """`metrics`, `pursuit` and `baselines`, as in the JSON file."""
     numbers: dict[str, Any] = {"metrics": whole["own"].numbers()}
     if config.encoder == "pursuit":
         numbers["pursuit"] = whole.get("pursuit", whole["own"]).numbers()
@@ -185,7 +181,7 @@ def _components(whole: Mapping[str, Quality], active: int) -> int:
 
 
 def _labels(dictionary: Dictionary, whole: Mapping[str, Quality], active: int) -> dict[str, str]:
-    """What each way to rebuild rows is called in tables and plots."""
+    """Names of the ways to rebuild rows, for tables and plots."""
     own = ", own encoder" if "pursuit" in whole else ""
     words = {
         "own": dictionary.kind + own,
@@ -215,7 +211,7 @@ def _show(
     by_site: Mapping[str, Mapping[str, Quality]],
     title: str,
 ) -> None:
-    """Tables for a terminal: every way to rebuild rows, and the sites where there are several."""
+    """Print tables: every way to rebuild rows, and every site if there are several."""
     head = ("FVU raw", "standardized", "VE", "cosine", "L0", "dead")
 
     def cells(one: Quality) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from harvest.store import stream_of
 from jaxdict import plots
 from jaxdict.metrics import Quality, distributions
-from jaxdict.rows import stream_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,23 +28,34 @@ _COSINES = (1, 0.9999, 0.999, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0, -0.5
 _MOST_BARS = 60
 
 
+class Captions(NamedTuple):
+    """The words of an evaluation's plots.
+
+    Attributes:
+        title: above each picture.
+        labels: way to rebuild rows (own, pursuit, random, pca, mean) -> its name in the legend.
+        steps: `step`, `number` and `sigma` of each denoising step.
+    """
+
+    title: str
+    labels: Mapping[str, str]
+    steps: Sequence[Mapping[str, Any]]
+
+
 def draw(
     out: Path,
-    title: str,
-    labels: Mapping[str, str],
+    captions: Captions,
+    *,
     groups: Mapping[str, Mapping[str, Quality]],
     by_site: Mapping[str, Mapping[str, Quality]],
-    steps: Sequence[Mapping[str, Any]],
 ) -> list[Path] | None:
     """Draw an evaluation beside its JSON file.
 
     Args:
-        out: the JSON file, eval.json say.
-        title: above each picture.
-        labels: way to rebuild rows (own, pursuit, random, pca, mean) -> what it is called.
+        out: the JSON file, eval.json for example.
+        captions: titles and names.
         groups: name -> way -> numbers: "" for all rows, and a stream's name for its rows.
         by_site: site -> way -> numbers.
-        steps: `step`, `number` and `sigma` of each denoising step.
 
     Returns:
         The pictures: eval.png; for several streams eval-img.png and eval-txt.png; for several sites
@@ -57,7 +68,8 @@ def draw(
     pictures = []
     for name, ways in groups.items():
         figure = Figure(figsize=(15, 8.6), layout="constrained")
-        _sheet(figure, f"{title}, {name} stream" if name else title, labels, ways, steps)
+        title = f"{captions.title}, {name} stream" if name else captions.title
+        _sheet(figure, captions._replace(title=title), ways)
         pictures.append(_save(figure, out, f"-{name}" if name else ""))
     streams: dict[str, list[str]] = {}
     for site in by_site:
@@ -66,32 +78,26 @@ def draw(
     if longest > 1:
         width = 1 + len(streams) * min(8, 4 + 0.4 * longest)
         figure = Figure(figsize=(max(width, 10), 8), layout="constrained")
-        _sites(figure, title, labels, by_site, streams)
+        _sites(figure, captions, by_site, streams)
         pictures.append(_save(figure, out, "-sites"))
     return pictures
 
 
-def _sheet(
-    figure: Figure,
-    title: str,
-    labels: Mapping[str, str],
-    ways: Mapping[str, Quality],
-    steps: Sequence[Mapping[str, Any]],
-) -> None:
+def _sheet(figure: Figure, captions: Captions, ways: Mapping[str, Quality]) -> None:
     panels = figure.subplots(2, 3).ravel()
-    _fvu_bars(panels[0], labels, ways)
-    _fvu_by_step(panels[1], ways, steps)
+    _fvu_bars(panels[0], captions.labels, ways)
+    _fvu_by_step(panels[1], captions.steps, ways)
     _per_dimension(panels[2], ways)
     _density(panels[3], ways)
     _cosine(panels[4], ways)
     _l0(panels[5], ways)
     for axes in panels:
         plots.quiet(axes, title=11)
-    _head(figure, title, labels, ways)
+    _head(figure, captions, ways)
 
 
 def _fvu_bars(axes: Axes, labels: Mapping[str, str], ways: Mapping[str, Quality]) -> None:
-    """FVU in both spaces, a pair of bars for each way."""
+    """FVU in raw and standardized space, a pair of bars for each way."""
     places = np.arange(len(ways))[::-1]
     for place, (name, one) in zip(places, ways.items(), strict=True):
         pair = ((0.2, one.raw.fvu, 1.0, "raw"), (-0.2, one.standardized.fvu, 0.45, "standardized"))
@@ -112,7 +118,7 @@ def _fvu_bars(axes: Axes, labels: Mapping[str, str], ways: Mapping[str, Quality]
 
 
 def _fvu_by_step(
-    axes: Axes, ways: Mapping[str, Quality], steps: Sequence[Mapping[str, Any]]
+    axes: Axes, steps: Sequence[Mapping[str, Any]], ways: Mapping[str, Quality]
 ) -> None:
     """Raw FVU of each denoising step, a line for each way."""
     named = {step["step"]: step for step in steps}
@@ -130,7 +136,7 @@ def _fvu_by_step(
 
 
 def _per_dimension(axes: Axes, ways: Mapping[str, Quality]) -> None:
-    """FVU of every dimension, sorted for each way by itself."""
+    """FVU of every dimension, sorted for each way on its own."""
     low = 1.0
     for name, one in ways.items():
         each = one.fvu_per_dimension
@@ -157,14 +163,14 @@ def _per_dimension(axes: Axes, ways: Mapping[str, Quality]) -> None:
 
 
 def _density(axes: Axes, ways: Mapping[str, Quality]) -> None:
-    """How many features are active on which share of rows; those that never are stand apart."""
+    """Features by the share of rows on which they are active; those that never are stand apart."""
     shown = {name: ways[name] for name in ("own", "pursuit") if name in ways}
     found = {name: distributions.density(one.fired, one.raw.rows) for name, one in shown.items()}
     edges = np.asarray(found["own"]["log10_edges"])
     taken = np.flatnonzero(sum(np.asarray(part["features"]) for part in found.values()))
     first = float(edges[taken[0]]) if taken.size else -1.0
     last = float(edges[taken[-1] + 1]) if taken.size else 0.0
-    # Apart from the bars, at a place of its own: no share is 0 on a logarithmic axis.
+    # A logarithmic axis has no 0, so features that are never active get a bar to the left of it.
     gap = max(0.5, 0.17 * (last - first))
     never = first - gap
     for name, part in found.items():
@@ -184,7 +190,7 @@ def _density(axes: Axes, ways: Mapping[str, Quality]) -> None:
 
 
 def _cosine(axes: Axes, ways: Mapping[str, Quality]) -> None:
-    """How rows spread over the angle to their reconstruction, labelled by its cosine."""
+    """Rows by the angle to their reconstruction, labelled by its cosine."""
     degrees = 180 / distributions.ANGLES
     far = 1
     for name, one in ways.items():
@@ -213,7 +219,7 @@ def _cosine(axes: Axes, ways: Mapping[str, Quality]) -> None:
 
 
 def _l0(axes: Axes, ways: Mapping[str, Quality]) -> None:
-    """How many features are active on a row."""
+    """Rows by their number of active features."""
     from matplotlib.ticker import MaxNLocator
 
     shown = {name: ways[name] for name in ("own", "pursuit") if name in ways}
@@ -238,12 +244,11 @@ def _l0(axes: Axes, ways: Mapping[str, Quality]) -> None:
 
 def _sites(
     figure: Figure,
-    title: str,
-    labels: Mapping[str, str],
+    captions: Captions,
     by_site: Mapping[str, Mapping[str, Quality]],
     streams: Mapping[str, Sequence[str]],
 ) -> None:
-    """FVU through the sites: raw above, standardized below, a column a stream."""
+    """FVU from site to site: raw above, standardized below, a column for each stream."""
     panels = figure.subplots(2, len(streams), sharex="col", sharey="row", squeeze=False)
     ways = next(iter(by_site.values()))
     for column, (stream, sites) in enumerate(streams.items()):
@@ -264,19 +269,18 @@ def _sites(
         panels[0, column].set_title(
             {"img": "image stream", "txt": "text stream"}.get(stream, stream)
         )
-    _head(figure, title, labels, ways)
+    _head(figure, captions, ways)
 
 
-def _head(
-    figure: Figure, title: str, labels: Mapping[str, str], ways: Mapping[str, Quality]
-) -> None:
+def _head(figure: Figure, captions: Captions, ways: Mapping[str, Quality]) -> None:
     """Title, and one legend for all panels."""
     from matplotlib.lines import Line2D
 
     layout: Any = figure.get_layout_engine()
     layout.set(w_pad=0.1, h_pad=0.1)
-    figure.suptitle(title, fontsize=13)
-    handles = [Line2D([], [], color=COLOURS[name], lw=4, label=labels[name]) for name in ways]
+    figure.suptitle(captions.title, fontsize=13)
+    names = captions.labels
+    handles = [Line2D([], [], color=COLOURS[name], lw=4, label=names[name]) for name in ways]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 

@@ -1,23 +1,25 @@
-"""Which rows `jaxdict eval` measures, of one site or several, and what a transcoder predicts."""
+"""The rows that `jaxdict eval` measures, at one site or several, with a transcoder's target."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from harvest.flags import expect
 from harvest.store import Store
 from jaxdict.dictionary import Dictionary
 from jaxdict.evaluate.config import EvalConfig
+from jaxdict.metrics import check_width, target_rows
 from jaxdict.rows import Source, match_sites, source_of
 
 
-class Rows(NamedTuple):
+class EvalRows(NamedTuple):
     """The rows of one site.
 
     Attributes:
-        source: what is encoded.
-        target: what is to be rebuilt, where that is another site (a transcoder); else None.
-        train: training rows of what is to be rebuilt, for the baselines.
+        source: rows to encode.
+        target: rows of another site that a transcoder is to rebuild; else None.
+        train: training rows of the site that is rebuilt, for the baselines.
     """
 
     source: Source
@@ -26,23 +28,23 @@ class Rows(NamedTuple):
 
     @property
     def rebuilt(self) -> Source:
-        """What is to be rebuilt."""
+        """The rows to be rebuilt."""
         return self.source if self.target is None else self.target
 
 
-def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dict[str, Rows]:
-    """Which rows of which sites are measured, checked before anything is read.
+def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dict[str, EvalRows]:
+    """Choose the rows of each site, and check them before anything is read.
 
     Args:
-        dictionary: with `target` in its card if it predicts one site from another.
-        store: with these sites.
+        dictionary: a transcoder's card names its `target`.
+        store: holds the sites.
         config: `site`, `split`, `rows`, `fit_rows` and `encoder` are used.
 
     Returns:
         Site -> its rows, in the order of the store.
 
     Raises:
-        ValueError: no such site, another width, or something a transcoder cannot have.
+        ValueError: no such site, rows of another width, or a setting that does not fit a transcoder.
     """
     own = str(dictionary.card.get("site", ""))
     sites = _matching(store, config.site) if config.site else [own]
@@ -70,44 +72,15 @@ def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dic
     found = {}
     for site, source in sources.items():
         check_width(dictionary, source)
-        paired = target_rows(source, target, dictionary.d_out) if target else None
+        paired = target_rows(dictionary, source)
         train = source_of(store, target or site, split="train").spread(config.fit_rows)
-        found[site] = Rows(source, paired, train)
+        found[site] = EvalRows(source, paired, train)
     return found
 
 
 def _matching(store: Store, patterns: Sequence[str]) -> list[str]:
-    """Sites that names or globs ask for."""
+    """The sites that names or globs ask for."""
     found, missing = match_sites(store.sites, patterns)
-    if missing:
-        raise ValueError(
-            f"--site: expected sites of {store.path} ({', '.join(store.sites)}), got "
-            f"{missing[0]!r}; pick some of them"
-        )
+    known = f"sites of {store.path} ({', '.join(store.sites)})"
+    expect(not missing, "site", known, next(iter(missing), None), "pick some of them")
     return found
-
-
-def target_rows(source: Source, target: str, width: int) -> Source:
-    """The rows of a transcoder's target that belong to the same images, steps and tokens."""
-    store = source.store
-    if target not in store.sites:
-        raise ValueError(
-            f"expected the transcoder's target {target} in {store.path}, which holds "
-            f"{', '.join(store.sites)}; harvest both sites into one store"
-        )
-    paired = source.beside(target)
-    if paired.d != width:
-        raise ValueError(
-            f"expected rows of width {width} at the transcoder's target {target}, got {paired.d}; "
-            "measure on a store of the same model"
-        )
-    return paired
-
-
-def check_width(dictionary: Dictionary, source: Source) -> None:
-    """ValueError when a dictionary does not fit a site's width."""
-    if dictionary.d != source.d:
-        raise ValueError(
-            f"expected rows of width {dictionary.d} as in the dictionary, got {source.d} at "
-            f"{source.site}; name the site it was trained on with --site"
-        )

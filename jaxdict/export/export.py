@@ -6,15 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from harvest.store import Store, open_store
+from harvest.atomic import read_json
+from harvest.store import open_store, stream_of
 from jaxdict.dictionary import Dictionary, save_dictionary
 from jaxdict.export.config import ExportConfig
 from jaxdict.export.fold import fold, folding_error
 from jaxdict.itda import run_to_dictionary
-from jaxdict.metrics import measure_dictionary, typical
-from jaxdict.rows import Source, source_of, stream_of
-from jaxdict.runs import SUMMARY, read_json, read_run
-from jaxdict.training import read_sae
+from jaxdict.metrics import measure_dictionary, typical_activations
+from jaxdict.rows import Source, source_of
+from jaxdict.runs import SUMMARY, read_run
+from jaxdict.training import Trained, read_sae
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -41,21 +42,22 @@ def export(config: ExportConfig) -> dict[str, Any]:
             f"({store.fingerprint}); name it with --store"
         )
     settings = description["config"]
-    steps = tuple(settings.get("steps") or ())
+    trained, steps = None, tuple(settings.get("steps") or ())
+    if description.get("kind") != "itda":
+        trained = read_sae(config.run, description, checkpoint=config.checkpoint)
+        steps = trained.config.data.steps
     rows = source_of(store, settings["site"], steps=steps).spread(config.rows)
-    if description.get("kind") == "itda":
+    if trained is None:
         dictionary = run_to_dictionary(config.run)
     else:
-        dictionary = _fold_run(config.run, description, store, rows, config.checkpoint)
+        dictionary = _fold_run(config.run, description, trained, rows)
     if dictionary.typical is None or not dictionary.typical.any():
-        dictionary = dataclasses.replace(dictionary, typical=typical(dictionary, rows))
+        means = typical_activations(dictionary, rows)
+        dictionary = dataclasses.replace(dictionary, typical=means)
     card = dict(dictionary.card)
     if "metrics" not in card and len(store.indices("validation")):
         held = source_of(store, settings["site"], split="validation", steps=steps)
-        held, other = held.spread(config.rows), None
-        if settings.get("target"):
-            other = held.beside(settings["target"])
-        measured = measure_dictionary(dictionary, held, name="held-out", target=other)
+        measured = measure_dictionary(dictionary, held.spread(config.rows), name="held-out")
         card["metrics"] = {"split": "validation", **measured.summary()}
     dictionary = dataclasses.replace(dictionary, card=card)
     path = save_dictionary(dictionary, config.out)
@@ -70,21 +72,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
     return {**facts, **card, "path": str(path)}
 
 
-def _fold_run(
-    run: Path, description: dict[str, Any], store: Store, rows: Source, checkpoint: str
-) -> Dictionary:
-    params, fitted, config, slots, step = read_sae(run, description, checkpoint=checkpoint)
+def _fold_run(run: Path, description: dict[str, Any], trained: Trained, rows: Source) -> Dictionary:
+    """The dictionary of a run of `train sae`, with its card."""
+    params, fitted, config, slots, step = trained
+    store, summary = rows.store, run / SUMMARY
     dictionary = fold(
         params,
         fitted.site,
         slots,
-        kind=config.kind,
+        kind=config.model.kind,
         target=fitted.target,
         target_site=config.target or None,
     )
-    summary, other = run / SUMMARY, None
-    if config.target:
-        other = rows.beside(config.target)
     card = {
         "site": config.site,
         **({"target": config.target} if config.target else {}),
@@ -92,16 +91,16 @@ def _fold_run(
         "model": store.attrs.get("model"),
         "store_fingerprint": store.fingerprint,
         "normalization": {
-            "kind": config.normalize,
+            "kind": config.data.normalize,
             "rows": fitted.site.rows,
             "folded": True,
         },
         "folding_error": folding_error(
-            dictionary, params, fitted.site, rows, target=fitted.target, target_rows=other
+            dictionary, params, rows, normalization=fitted.site, target=fitted.target
         ),
         "training": {
-            "rows": step * config.batch,
-            "finished": step == description["resolved"]["steps"],
+            "rows": step * config.data.batch,
+            "finished": step * config.data.batch >= config.data.rows,
             **(read_json(summary)["training"] if summary.is_file() else {}),
         },
         "config": description["config"],

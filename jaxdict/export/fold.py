@@ -1,4 +1,4 @@
-"""`jaxdict export`: a run becomes a dictionary that acts on raw rows.
+"""Folding a normalization into an autoencoder, so that it acts on raw rows.
 
 With z = (x - mean) T and x = z R + mean (T, R diagonal or full), an autoencoder in z,
 
@@ -9,7 +9,7 @@ With z = (x - mean) T and x = z R + mean (T, R diagonal or full), an autoencoder
     W' = W T^T,   c' = c - W b - W' mean,   A' = A R_out,   b' = b_out R_out + mean_out
 
 and the same thresholds, because ReLU, thresholds and TopK see the same numbers. R_out and mean_out
-belong to the rows that are rebuilt: the same normalization, or in a transcoder its target's. The
+belong to the rows that are rebuilt: the same normalization, or the target's in a transcoder. The
 folding is done in float64 and rounded once.
 """
 
@@ -21,7 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdict.dictionary import Dictionary, coder
-from jaxdict.rows import Normalization, Source, denormalize, floats, normalize, to_device
+from jaxdict.metrics import target_rows
+from jaxdict.rows import (
+    Normalization,
+    Source,
+    denormalize,
+    floats,
+    normalize,
+    side_by_side,
+    to_device,
+)
 from jaxdict.sae import SAEParams, kinds
 
 
@@ -45,30 +54,34 @@ def fold(
         target_site: of a transcoder, the site it rebuilds, for the dictionary's card.
 
     Returns:
-        A dictionary on raw rows; its `typical` is still zero, its card empty but for `target`.
+        A dictionary on raw rows; its `typical` is zero, its card empty except for `target`.
 
     Raises:
         ValueError: one of `target` and `target_site` without the other; a threshold that the kind
-            has not, or lacks.
+            does not have, or a missing one.
     """
     if (target is None) != (not target_site):
         raise ValueError(
             "expected both target and target_site (a transcoder) or neither, got "
             f"{'no target' if target is None else 'no target_site'}; give both"
         )
-    encoder, encoder_bias, atoms, bias = (np.asarray(leaf, np.float64) for leaf in params[:4])
+    encoder, atoms = np.asarray(params.encoder, np.float64), np.asarray(params.atoms, np.float64)
+    bias = np.asarray(params.bias, np.float64)
+    encoder_bias = np.asarray(params.encoder_bias, np.float64)
     raw_encoder = _times(encoder, normalization.transform.T)
     raw_encoder_bias = encoder_bias - encoder @ bias - raw_encoder @ normalization.mean
     out = normalization if target is None else target
     out_bias = bias if params.out_bias is None else np.asarray(params.out_bias, np.float64)
     raw_atoms = _times(atoms, out.inverse)
     raw_bias = _times(out_bias, out.inverse) + out.mean
-    f32 = (x.astype(np.float32) for x in (raw_atoms, raw_bias, raw_encoder, raw_encoder_bias))
     threshold = params.threshold
     return Dictionary(
         kind,
         k,
-        *f32,
+        raw_atoms.astype(np.float32),
+        bias=raw_bias.astype(np.float32),
+        encoder=raw_encoder.astype(np.float32),
+        encoder_bias=raw_encoder_bias.astype(np.float32),
         threshold=None if threshold is None else np.asarray(threshold, np.float32),
         typical=np.zeros(len(atoms), np.float32),
         card={"target": target_site} if target_site else {},
@@ -83,11 +96,10 @@ def _times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def folding_error(
     dictionary: Dictionary,
     params: SAEParams,
-    normalization: Normalization,
     rows: Source,
     *,
+    normalization: Normalization,
     target: Normalization | None = None,
-    target_rows: Source | None = None,
     batch: int = 4096,
 ) -> dict[str, Any]:
     """How far the folded dictionary is from the model it was folded from, both in float32.
@@ -95,10 +107,9 @@ def folding_error(
     Args:
         dictionary: on raw rows, of any kind with an encoder.
         params: the model in normalized space.
-        normalization: between the two, of the rows that are read.
-        rows: where to compare; at most 8 batches are.
+        rows: to compare on; at most 8 batches of them are used.
+        normalization: of the rows that are read.
         target: of a transcoder, the normalization of the rows it rebuilds.
-        target_rows: of a transcoder, those rows, of the same images and steps.
         batch: rows at a time.
 
     Returns:
@@ -111,16 +122,15 @@ def folding_error(
     far, spread, same, active, count = 0.0, 0.0, 0, 0, 0
     center = _raw_mean(target or normalization)
     some = rows.spread(8 * batch)
-    for images, bits in some.blocks():
+    for _, bits in side_by_side(some.blocks(), target_rows(dictionary, some)):
         every = floats(bits)
-        rebuilt = every if target_rows is None else floats(target_rows.read(images))
         for start in range(0, len(every), batch):
-            x = jnp.asarray(every[start : start + batch])
+            part = every[start : start + batch]
+            x, y = jnp.asarray(part[:, : some.d]), part[:, -dictionary.d_out :]
             codes = kinds.encode(params, normalize(normalizer, x), int(dictionary.k))
             y_hat = denormalize(out, kinds.decode(params, codes))
             folded = coder.encode(dictionary, x)
             again = coder.decode(dictionary, folded)
-            y = rebuilt[start : start + batch]
             far += float(np.square(np.asarray(again - y_hat, np.float64)).sum())
             spread += float(np.square(np.asarray(y, np.float64) - center).sum())
             count += len(x)
@@ -135,7 +145,7 @@ def folding_error(
 
 
 def _raw_mean(normalization: Normalization) -> np.ndarray:
-    """Mean of the rows a normalization was fitted on, raw: float64 [d]."""
+    """Mean of the raw rows that a normalization was fitted on: float64 [d]."""
     return normalization.mean + _times(normalization.center, normalization.inverse)
 
 

@@ -1,10 +1,10 @@
-"""`jaxdict prune`: a smaller dictionary out of a large one, and the held-out error that costs.
+"""`jaxdict prune`: a smaller dictionary made of a large one, and the held-out error that it costs.
 
-Use is measured on training rows with the dictionary's own encoder. Atoms go in three ways, in this
-order, of which any may be asked for:
+Use is measured on training rows with the dictionary's own encoder. Atoms are dropped in three ways,
+each optional, in this order:
 
     --unused    never active
-    --merge c   cosine above c with an atom that is used more, which stands for both
+    --merge c   cosine above c with an atom that is used more, which takes over for both
     --keep N    the least energy, sum over rows of value_j^2 ||atom_j||^2, until N are left
 
 Any kind is pruned; what is left is encoded anew (pursuit, or the encoder's rows that are left), so
@@ -18,27 +18,32 @@ from typing import Any
 
 import numpy as np
 
-from harvest.store import Store, open_store
+from harvest.store import open_store
 from jaxdict.dictionary import Dictionary, load_dictionary, refuse_foreign, save_dictionary
-from jaxdict.evaluate import check_width, target_rows
 from jaxdict.export.config import PruneConfig
-from jaxdict.itda import labels
-from jaxdict.metrics import Usage, feature_usage, measure_dictionary, typical
-from jaxdict.rows import Source, source_of
+from jaxdict.itda import select_sources
+from jaxdict.metrics import (
+    Usage,
+    check_width,
+    feature_usage,
+    measure_dictionary,
+    typical_activations,
+)
+from jaxdict.rows import source_of
 from jaxdict.tables import print_table
 
 _BLOCK = 2048
 
 
 def merged(dictionary: Dictionary, used: Usage, cosine: float) -> np.ndarray:
-    """Which atoms stay when near-duplicates are merged into the one that is used most.
+    """The atoms that stay when near-duplicates are merged into the one used most.
 
-    Atoms are taken by falling energy; one stays unless its cosine with an atom that stays is above
-    `cosine`. Where a dictionary has an encoder too, both cosines have to be above it.
+    Atoms are taken in order of falling energy; one stays unless its cosine with an atom that stays is
+    above `cosine`. If the dictionary has an encoder, the encoder rows' cosine has to be above it too.
 
     Args:
         dictionary: any kind.
-        used: its atoms' energy.
+        used: how much each atom is used.
         cosine: in (0, 1).
 
     Returns:
@@ -76,14 +81,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def part(dictionary: Dictionary, keep: np.ndarray) -> Dictionary:
-    """The dictionary of some of the atoms, in their order, with their sources and labels.
+    """A dictionary of some of the atoms, in their order, with their sources and labels.
 
     Args:
         dictionary: any kind.
         keep: int [kept], which atoms.
 
     Returns:
-        It; k is at most the number of atoms where the kind has an encoder.
+        The smaller dictionary; with an encoder its k is at most its number of atoms.
 
     Raises:
         ValueError: no atom is kept.
@@ -97,7 +102,7 @@ def part(dictionary: Dictionary, keep: np.ndarray) -> Dictionary:
             changes[name] = value[keep]
     card = {name: v for name, v in dictionary.card.items() if name not in ("m", "k", "d", "d_out")}
     if dictionary.source is not None and "sources" in card:
-        card["sources"] = labels.chosen(card["sources"], dictionary.source, keep)
+        card["sources"] = select_sources(card["sources"], dictionary.source, keep)
     k = int(dictionary.k) if dictionary.kind == "itda" else min(int(dictionary.k), len(keep))
     return dataclasses.replace(dictionary, k=k, card=card, **changes)
 
@@ -109,11 +114,11 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         config: settings.
 
     Returns:
-        The new card's `pruned`, with `path`: atoms before and after, each way's count, held-out
+        The newest entry of the card's `pruning`, with `path`: atoms before and after, each way's count, held-out
         numbers before and after, and `kept`, the old numbers of the atoms that stay.
 
     Raises:
-        ValueError: dictionary and store do not fit, or fewer atoms are there than --keep asks for.
+        ValueError: dictionary and store do not fit each other, or --keep asks for more atoms than there are.
         FileExistsError: --out holds something that is not a dictionary.
     """
     dictionary, store = load_dictionary(config.dictionary), open_store(config.store)
@@ -126,14 +131,13 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     rows = source_of(store, site).spread(config.rows)
     held = source_of(store, site, split="validation").spread(config.rows)
     check_width(dictionary, rows)
-    target = _target(dictionary, store, held)
-    before = measure_dictionary(dictionary, held, target=target, name="before").summary()
+    before = measure_dictionary(dictionary, held, name="before").summary()
 
     used = feature_usage(dictionary, rows)
     keep, ways = _choose(dictionary, used, config)
     smaller = part(dictionary, keep)
-    smaller = dataclasses.replace(smaller, typical=typical(smaller, rows))
-    after = measure_dictionary(smaller, held, target=target, name="after").summary()
+    smaller = dataclasses.replace(smaller, typical=typical_activations(smaller, rows))
+    after = measure_dictionary(smaller, held, name="after").summary()
     told = {
         "from": str(config.dictionary),
         "before": dictionary.m,
@@ -168,7 +172,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
 def _choose(
     dictionary: Dictionary, used: Usage, config: PruneConfig
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Which atoms stay, and how many go in each way that is asked for."""
+    """The atoms that stay, and how many are dropped in each way that is asked for."""
     stays = np.ones(dictionary.m, bool)
     ways: dict[str, int] = {}
     if config.unused:
@@ -187,10 +191,3 @@ def _choose(
         ways["least energy"] = len(left) - len(most)
         stays = np.isin(np.arange(dictionary.m), most)
     return np.flatnonzero(stays), ways
-
-
-def _target(dictionary: Dictionary, store: Store, held: Source) -> Source | None:
-    """The rows that a transcoder rebuilds."""
-    if not dictionary.transcoder:
-        return None
-    return target_rows(held, str(dictionary.card["target"]), dictionary.d_out)

@@ -19,13 +19,13 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     """Print what lies at a path.
 
     Args:
-        config: The path, and what else is to be shown of a store.
+        config: the path, and what else is to be shown of a store.
 
     Returns:
-        What was printed, as JSON-able values: ``what`` (store, run or dictionary) and its facts.
+        what was printed, as JSON-able values: `what` (store, run or dictionary) and its facts.
 
     Raises:
-        ValueError: If nothing that jaxdict writes is there, or it is damaged; if --verify found
+        ValueError: nothing that jaxdict writes is there, or it is damaged; if --verify found
             a problem, or --compare cannot compare.
     """
     from jaxdict.inspect.store import make_folder
@@ -57,9 +57,9 @@ def _inspect(config: InspectConfig) -> dict[str, Any]:
             _only_path(config, path, *(() if file == _CARD else ("plot",)))
             facts = read(path)
             if config.plot is not None:
-                from jaxdict.itda.sheet import sheet
+                from jaxdict.itda import draw_most_used
 
-                facts["plots"] = [str(sheet(path, config.plot, config.rows))]
+                facts["plots"] = [str(draw_most_used(path, config.plot, rows=config.rows))]
             return facts
     if not path.exists():
         raise ValueError(f"expected a store, a run or a dictionary at {path}, but nothing is there")

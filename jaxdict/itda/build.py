@@ -1,4 +1,4 @@
-"""An ITDA dictionary while it is built: its state, one batch more, and its checkpoints."""
+"""An ITDA dictionary while it is built: its state, the next batch, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from jaxdict.itda import growth
 from jaxdict.itda.config import TrainITDAConfig
-from jaxdict.itda.growth import Target, power_of_two
+from jaxdict.itda.growing_atoms import (
+    GrowingAtoms,
+    append,
+    empty_atoms,
+    enlarge,
+    power_of_two,
+)
+from jaxdict.itda.select import select_rows
 from jaxdict.itda.threshold_search import Trial, next_threshold
 from jaxdict.pursuit import PreparedAtoms, choose_method
-from jaxdict.rows import Batch, Normalizer, SinglePass, bfloat16_rows, normalize
+from jaxdict.rows import LabelledRows, Normalizer, SinglePass, bfloat16_rows, normalize
 from jaxdict.runs import Checkpoints
 
-# The first capacity. Smaller ones would cost more in compiling than they save in work.
+# The first capacity: a smaller one would cost more in compiling than it saves in work.
 START = 256
 
 
 class Normalizers(NamedTuple):
-    """Normalized spaces of the rows that are read and, if there is a target, of those that are rebuilt."""
+    """Normalizers of the rows that are read and, with a target, of the rows that are rebuilt."""
 
     site: Normalizer
     target: Normalizer | None = None
@@ -34,21 +39,19 @@ class Normalizers(NamedTuple):
 
 
 class Build(NamedTuple):
-    """One trial under way: all that a checkpoint holds.
+    """The state of a trial: all that a checkpoint holds.
 
     Attributes:
-        atoms: prepared atoms, zero beyond the first m.
-        partner: float [capacity, d_out], what each atom stands for at the target, or None.
+        atoms: the atoms, zero beyond the first m.
         m: atoms in use.
-        source: int32 [capacity, 3], where each atom came from.
+        source: int32 [capacity, 3], (image, step, token) that each atom came from.
         threshold: per-row FVU above which a row joins.
-        batch: batches looked at in this trial.
-        total: batches looked at in all trials.
+        batch: batches seen in this trial.
+        total: batches seen in all trials.
         trials: finished trials.
     """
 
-    atoms: PreparedAtoms
-    partner: Array | None
+    atoms: GrowingAtoms
     m: int
     source: np.ndarray
     threshold: float
@@ -57,47 +60,71 @@ class Build(NamedTuple):
     trials: tuple[Trial, ...]
 
 
-def fresh(
+def empty_build(
     config: TrainITDAConfig,
-    once: SinglePass,
-    trials: tuple[Trial, ...],
+    single_pass: SinglePass,
+    *,
+    trials: tuple[Trial, ...] = (),
     threshold: float | None = None,
     total: int = 0,
 ) -> Build:
-    """An empty dictionary before the first batch of a trial."""
+    """An empty dictionary before the first batch of a trial.
+
+    Args:
+        config: settings.
+        single_pass: the rows to build from.
+        trials: finished trials.
+        threshold: of this trial; that of the first trial by default.
+        total: batches seen in all trials.
+    """
     if threshold is None:
-        threshold = config.threshold or next_threshold((), config.atoms, once.rows)
+        threshold = config.threshold or next_threshold((), config.atoms, single_pass.rows)
     assert threshold is not None
-    d = once.source.d
-    # With a small target the last capacity is also the first: one compilation.
+    d, target = single_pass.source.d, single_pass.target
+    # If few atoms are asked for, the first capacity is also the last: one compilation.
     capacity = power_of_two(min(config.atoms, 4 * START)) if config.atoms else START
-    gram = choose_method(once.rows, d, max(capacity, config.atoms), config.k) == "gram"
-    atoms = growth.empty(capacity, d, gram=gram)
-    partner = None if once.target is None else jnp.zeros((capacity, once.target.d))
-    places = np.zeros((capacity, 3), np.int32)
-    return Build(atoms, partner, 0, places, float(threshold), 0, total, trials)
+    gram = choose_method(single_pass.rows, d, max(capacity, config.atoms), config.k) == "gram"
+    atoms = empty_atoms(capacity, d, d_out=None if target is None else target.d, gram=gram)
+    source = np.zeros((capacity, 3), np.int32)
+    return Build(
+        atoms, m=0, source=source, threshold=float(threshold), batch=0, total=total, trials=trials
+    )
 
 
-def grow_by(
-    config: TrainITDAConfig, normalizers: Normalizers, build: Build, batch: Batch, most: int
+def add_batch(
+    build: Build, batch: LabelledRows, *, config: TrainITDAConfig, normalizers: Normalizers
 ) -> tuple[Build, dict[str, Any], bool]:
-    """Look at one batch and let its rows join, unless that makes more than `most` atoms.
+    """Encode one batch and let its rows join, unless that makes more atoms than are asked for.
+
+    Args:
+        build: before the batch.
+        batch: its rows.
+        config: settings.
+        normalizers: of the rows.
 
     Returns:
-        The build after the batch; what was seen, before any row joined: mean per-row FVU (of the
-        target, if there is one), share of rows above the threshold, L0; False if there were too many.
+        The build after the batch; numbers from before any row joined: mean per-row FVU (of the
+        target, if there is one), share of rows above the threshold, L0; False if the atoms were too
+        many.
     """
     z = normalized(normalizers.site, jnp.asarray(batch.bits), batch.count)
-    target = None
-    if build.partner is not None:
+    y = None
+    if build.atoms.target is not None:
         assert normalizers.target is not None and batch.target is not None
         y = normalized(normalizers.target, jnp.asarray(batch.target), batch.count)
-        target = Target(build.partner, y)
-    look = growth.look(
-        build.atoms, z, build.threshold, config.duplicate, target, k=config.k, rule=config.rule
+    selection = select_rows(
+        build.atoms,
+        z,
+        y,
+        threshold=build.threshold,
+        duplicate=config.duplicate,
+        k=config.k,
+        rule=config.rule,
     )
-    fvu, l0, rank, joining = jax.device_get((look.fvu, look.l0, look.rank, look.joining))
-    seen = {
+    fvu, l0, rank, joining = jax.device_get(
+        (selection.fvu, selection.l0, selection.rank, selection.joining)
+    )
+    numbers = {
         "threshold": build.threshold,
         "fvu": float(fvu[: batch.count].mean()),
         "over": float((fvu[: batch.count] > build.threshold).mean()),
@@ -105,22 +132,19 @@ def grow_by(
     }
     counted = build._replace(batch=build.batch + 1, total=build.total + 1)
     if not joining:
-        return counted, seen, True
+        return counted, numbers, True
     m = build.m + int(joining)
-    if m > most:
-        return counted._replace(m=m), seen, False
-    atoms, source, partner = build.atoms, build.source, build.partner
-    if m > atoms.m:
-        atoms = growth.grow(atoms, power_of_two(m))
-        more = atoms.m - len(source)
-        source = np.pad(source, ((0, more), (0, 0)))
-        partner = None if partner is None else jnp.pad(partner, ((0, more), (0, 0)))
-    atoms = growth.append(atoms, build.m, look.unit, look.rank)
-    if partner is not None:
-        assert look.partner is not None
-        partner = growth.append_partners(partner, build.m, look.partner, look.rank)
+    if config.atoms and m > config.atoms:
+        return counted._replace(m=m), numbers, False
+    atoms, source = build.atoms, build.source
+    if m > atoms.capacity:
+        atoms = enlarge(atoms, power_of_two(m))
+        source = np.pad(source, ((0, atoms.capacity - len(source)), (0, 0)))
+    atoms = append(
+        atoms, build.m, unit=selection.unit, rank=selection.rank, target=selection.target
+    )
     source[build.m + rank[rank >= 0]] = batch.places[rank >= 0]
-    return counted._replace(atoms=atoms, partner=partner, source=source, m=m), seen, True
+    return counted._replace(atoms=atoms, source=source, m=m), numbers, True
 
 
 @jax.jit
@@ -132,22 +156,23 @@ def normalized(normalizer: Normalizer, bits: jax.Array, count: int) -> jax.Array
 
 def save(checkpoints: Checkpoints, build: Build) -> None:
     """Write a checkpoint of a trial, in the background."""
+    prepared, target = build.atoms
     facts = {
-        "capacity": build.atoms.m,
-        "gram": build.atoms.gram is not None,
-        "d_out": None if build.partner is None else build.partner.shape[1],
+        "capacity": build.atoms.capacity,
+        "gram": prepared.gram is not None,
+        "d_out": None if target is None else target.shape[1],
         "m": build.m,
         "threshold": build.threshold,
         "batch": build.batch,
         "total": build.total,
         "trials": [trial._asdict() for trial in build.trials],
     }
-    # The Gram matrix too: computed anew it may differ in the last bit.
+    # The Gram matrix as well, since recomputing it may change the last bit.
     every = {
-        "unit": build.atoms.unit,
+        "unit": prepared.unit,
         "source": build.source,
-        "gram": build.atoms.gram,
-        "partner": build.partner,
+        "gram": prepared.gram,
+        "partner": target,
     }
     arrays = {name: value for name, value in every.items() if value is not None}
     checkpoints.save(build.total, arrays, facts)
@@ -174,10 +199,9 @@ def restore(checkpoints: Checkpoints, d: int) -> Build:
     arrays, facts = stored(checkpoints, d)
     unit = jnp.asarray(arrays["unit"])
     gram = jnp.asarray(arrays["gram"]) if facts["gram"] else None
-    partner = jnp.asarray(arrays["partner"]) if facts["d_out"] is not None else None
+    target = jnp.asarray(arrays["partner"]) if facts["d_out"] is not None else None
     return Build(
-        PreparedAtoms(unit, jnp.ones(len(unit)), gram),
-        partner,
+        GrowingAtoms(PreparedAtoms(unit, jnp.ones(len(unit)), gram), target),
         facts["m"],
         np.array(arrays["source"]),
         facts["threshold"],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import at_least, expect, one_of
-from jaxdict.flags import NORMALIZATIONS, captured_steps
+from harvest.flags import at_least, captured_steps, expect, one_of
+from jaxdict.flags import FREE_ON_RESUME, NORMALIZATIONS
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class TrainITDAConfig:
         "jaxdict train itda --store runs/store --site double.2.img --k 16 --atoms 512 --out runs/itda"
     )
 
-    store: Path
+    store: Path = field(metadata=FREE_ON_RESUME)
     """Activation store to build from (a folder written by `jaxdict harvest`)."""
     site: str
     """Site in the store whose rows are decomposed, e.g. double.2.img."""
-    out: Path
+    out: Path = field(metadata=FREE_ON_RESUME)
     """Folder of the run: config, metrics, checkpoints, atoms, plot."""
     k: int = 32
     """Active atoms per row: steps of gradient pursuit."""
@@ -57,18 +57,18 @@ class TrainITDAConfig:
     """A row whose cosine with an atom just added from its batch is above this is a duplicate of it."""
     pool: int = 262_144
     """Rows shuffled together at a time; they come from images drawn at random over the training split."""
-    eval_rows: int = 32_768
+    eval_rows: int = field(default=32_768, metadata=FREE_ON_RESUME)
     """Held-out rows (whole images of the validation split) measured, and training rows that give
     each atom its typical activation."""
-    eval_every: int = 500
+    eval_every: int = field(default=500, metadata=FREE_ON_RESUME)
     """Batches between two held-out measurements; one more is made at the end."""
-    log_every: int = 5
+    log_every: int = field(default=5, metadata=FREE_ON_RESUME)
     """Batches between two lines of metrics.jsonl."""
-    save_every: int = 200
+    save_every: int = field(default=200, metadata=FREE_ON_RESUME)
     """Batches between two checkpoints."""
-    keep: int = 2
+    keep: int = field(default=2, metadata=FREE_ON_RESUME)
     """Newest checkpoints that are kept."""
-    resume: bool = False
+    resume: bool = field(default=False, metadata=FREE_ON_RESUME)
     """Go on from the newest checkpoint in --out (a run with other settings or another store is refused)."""
 
     def __post_init__(self) -> None:

@@ -14,20 +14,28 @@ from harvest.store import Store
 from jaxdict.codes import decode
 from jaxdict.itda.build import Build, Normalizers
 from jaxdict.itda.config import TrainITDAConfig
+from jaxdict.itda.growing_atoms import GrowingAtoms
 from jaxdict.metrics import BatchReport, Measurement, batch_sums, fired, measure_blocks
-from jaxdict.pursuit import PreparedAtoms, gradient_pursuit
-from jaxdict.rows import Source, bfloat16_rows, denormalize, normalize, source_of
+from jaxdict.pursuit import gradient_pursuit
+from jaxdict.rows import (
+    Source,
+    bfloat16_rows,
+    denormalize,
+    normalize,
+    side_by_side,
+    source_of,
+)
 
 _BATCH = 2048
 
 
-class Probe:
-    """Measures atoms on held-out rows, and how strongly they fire on training rows; only reads."""
+class Evaluator:
+    """Measures atoms on held-out rows, and their typical activations on training rows; changes nothing."""
 
     def __init__(
         self, config: TrainITDAConfig, store: Store, source: Source, normalizers: Normalizers
     ) -> None:
-        """Choose the rows; they are read when they are measured."""
+        """Choose the rows; nothing is read yet."""
         self._normalizers, self._k, self._target = normalizers, config.k, config.target
         self.seconds = 0.0  # spent measuring
         self._train = source.spread(config.eval_rows)
@@ -38,7 +46,7 @@ class Probe:
 
     @property
     def training_rows(self) -> int:
-        """Rows behind `typical`."""
+        """Number of rows that `typical` is measured on."""
         return self._train.rows
 
     def heldout(self, build: Build) -> dict[str, Any] | None:
@@ -48,7 +56,7 @@ class Probe:
         return self._measure(self._held, build)[0].summary()
 
     def typical(self, build: Build) -> np.ndarray:
-        """Mean value of each atom over the training rows where it is active: [m], 0 if never."""
+        """Mean value of each atom over the training rows on which it is active: [m], 0 if none."""
         if not build.m:
             return np.zeros(0, np.float32)
         measured, total = self._measure(self._train, build)
@@ -56,22 +64,15 @@ class Probe:
         return np.where(times > 0, total / np.maximum(times, 1), 0).astype(np.float32)
 
     def _measure(self, source: Source, build: Build) -> tuple[Measurement, np.ndarray]:
-        total, blocks = np.zeros(build.m), source.blocks()
-        if self._target:
-            other = source.beside(self._target)
-            # A row and its target side by side: what is measured goes batch by batch.
-            blocks = (
-                (images, np.concatenate([bits, other.read(images)], axis=-1))
-                for images, bits in blocks
-            )
+        total = np.zeros(build.m)
+        target = source.beside(self._target) if self._target else None
 
         def report(bits: np.ndarray, weight: np.ndarray) -> BatchReport:
             batch, values = _report(
-                build.atoms,
-                build.partner,
-                self._normalizers,
                 jnp.asarray(bits),
                 jnp.asarray(weight),
+                atoms=build.atoms,
+                normalizers=self._normalizers,
                 k=self._k,
             )
             nonlocal total
@@ -79,6 +80,7 @@ class Probe:
             return batch._replace(fired=batch.fired[: build.m])
 
         started = time.perf_counter()
+        blocks = side_by_side(source.blocks(), target)
         measured = measure_blocks(blocks, source.steps, report, batch=_BATCH)
         self.seconds += time.perf_counter() - started
         return measured, total
@@ -86,27 +88,26 @@ class Probe:
 
 @partial(jax.jit, static_argnames="k")
 def _report(
-    atoms: PreparedAtoms,
-    partner: jax.Array | None,
-    normalizers: Normalizers,
     bits: jax.Array,
     weight: jax.Array,
     *,
+    atoms: GrowingAtoms,
+    normalizers: Normalizers,
     k: int,
 ) -> tuple[BatchReport, jax.Array]:
     x = bfloat16_rows(bits[:, : atoms.d])
     z = normalize(normalizers.site, x)
-    codes = gradient_pursuit(z, atoms, k).codes
-    y_hat = decode(codes, atoms.unit if partner is None else partner)
+    codes = gradient_pursuit(z, atoms.prepared, k).codes
+    y_hat = decode(codes, atoms.rebuilt)
     raw, own = x, z
-    if partner is not None:
+    if atoms.target is not None:
         raw = bfloat16_rows(bits[:, atoms.d :])
         own = normalize(normalizers.out, raw)
-    values = jnp.zeros(atoms.m).at[codes.indices].add(codes.values * weight[:, None])
+    values = jnp.zeros(atoms.capacity).at[codes.indices].add(codes.values * weight[:, None])
     out = normalizers.out
     report = BatchReport(
         batch_sums(raw, denormalize(out, y_hat), weight, out.mean),
         batch_sums(own, y_hat, weight, jnp.zeros_like(out.mean)),
-        fired(codes, atoms.m, weight),
+        fired(codes, atoms.capacity, weight),
     )
     return report, values

@@ -1,24 +1,22 @@
-"""Where each atom came from: its labels in words, and the pictures behind them.
+"""Where each atom came from: its label in words, and the picture behind it.
 
-A card's `sources` says how to read the tensor `source` [m, 3] and what its numbers stand for:
+A card's `sources` says how to read the tensor `source` [m, 3], and what its numbers mean:
 
     columns          ["image", "step", "token"], as the store counts them
     prompts, seeds   image -> its prompt and seed, once for each image
-    denoising_step   which step of the sampler each kept one is
-    position         of each atom: its token's place in the stream, where a store keeps a sample
-    word             of each atom: its text token, where the stream is text and the store keeps words
+    denoising_step   captured step -> its number in the sampler
+    position         atom -> its token's place in the stream, if the store keeps a sample of the tokens
+    word             atom -> its text token, if the stream is text and the store keeps words
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from harvest.atomic import whole_file
-from jaxdict.rows import stream_of
+from harvest.store import stream_of
 
 if TYPE_CHECKING:
     from harvest.store import Store
@@ -34,7 +32,7 @@ class Label(NamedTuple):
         image: number of the image in its store.
         step: place on the axis of captured steps.
         token: place on the axis of kept tokens.
-        denoising_step: which step of the sampler that is; None if unknown.
+        denoising_step: number of that step in the sampler; None if unknown.
         position: where in its stream the token lies.
         prompt: of the image; None if unknown.
         seed: of the image; None if unknown.
@@ -52,11 +50,11 @@ class Label(NamedTuple):
 
 
 def sources(store: Store, site: str, source: np.ndarray) -> dict[str, Any]:
-    """What a card says of where atoms came from (see the top of this file).
+    """A card's `sources`, which says where atoms came from (see the top of this file).
 
     Args:
-        store: the one that atoms are rows of.
-        site: which rows.
+        store: whose rows the atoms are.
+        site: of the rows.
         source: int [m, 3], (image, step, token) of each atom.
     """
     images = np.unique(source[:, 0])
@@ -82,16 +80,16 @@ def positions(store: Store, site: str, source: np.ndarray) -> np.ndarray:
     """Where in its stream each atom's token lies: int [m].
 
     Args:
-        store: the one that atoms are rows of.
-        site: which rows.
+        store: whose rows the atoms are.
+        site: of the rows.
         source: int [m, 3], (image, step, token) of each atom.
     """
     images, place = np.unique(source[:, 0], return_inverse=True)
     return store.positions(site, images)[place.reshape(-1), source[:, 2]]
 
 
-def chosen(told: dict[str, Any], source: np.ndarray, keep: np.ndarray) -> dict[str, Any]:
-    """The part of a card's `sources` that belongs to some of the atoms.
+def select_sources(told: dict[str, Any], source: np.ndarray, keep: np.ndarray) -> dict[str, Any]:
+    """The part of a card's `sources` that describes some of the atoms.
 
     Args:
         told: `sources` of all atoms.
@@ -141,7 +139,7 @@ def pictures(dictionary: Dictionary, store: Store, atoms: Sequence[int]) -> np.n
 
     Args:
         dictionary: of kind itda.
-        store: the one it was made from.
+        store: the one that the dictionary was made from.
         atoms: from 0 to m - 1; may repeat.
 
     Returns:
@@ -161,65 +159,6 @@ def pictures(dictionary: Dictionary, store: Store, atoms: Sequence[int]) -> np.n
     return store.pictures(each)[place]
 
 
-def draw_sheet(
-    dictionary: Dictionary,
-    store: Store,
-    atoms: Sequence[int],
-    out: Path,
-    *,
-    notes: Sequence[str] = (),
-    columns: int = 6,
-) -> Path:
-    """Draw a sheet of atoms: the picture each came from, its place marked, prompt and step below.
-
-    Args:
-        dictionary: of kind itda.
-        store: the one it was made from.
-        atoms: which, in the order of the sheet.
-        out: the PNG file to write.
-        notes: a line more for each atom.
-        columns: pictures beside each other.
-
-    Returns:
-        The file's path.
-
-    Raises:
-        ValueError: as `pictures`.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    found = pictures(dictionary, store, atoms)
-    side, gap, text = 200, 16, 84
-    rows = -(-len(atoms) // columns)
-    size = (gap + columns * (side + gap), gap + rows * (side + text + gap))
-    sheet = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    image_stream = stream_of(str(dictionary.card.get("site", ""))) == "img"
-    for place, (atom, picture) in enumerate(zip(atoms, found, strict=True)):
-        row, column = divmod(place, columns)
-        left, top = gap + column * (side + gap), gap + row * (side + text + gap)
-        sheet.paste(Image.fromarray(picture).resize((side, side)), (left, top))
-        told = label(dictionary, atom)
-        where = f"step {told.step if told.denoising_step is None else told.denoising_step}"
-        if image_stream:
-            h, w = store.grid
-            y, x = divmod(told.position, w)
-            box = (x * side / w, y * side / h, (x + 1) * side / w, (y + 1) * side / h)
-            ends = [left + box[0], top + box[1], left + box[2], top + box[3]]
-            pen.rectangle(ends, outline="white", width=4)
-            pen.rectangle(ends, outline="black", width=2)
-            where += f", token ({y}, {x})"
-        else:
-            where += f", token {told.position}" + (f" {told.word!r}" if told.word else "")
-        lines = [f"atom {atom}: {where}", *(notes[place : place + 1])]
-        lines += _wrapped(told.prompt or "", side, font, most=5 - len(lines))
-        pen.multiline_text((left, top + side + 4), "\n".join(lines), fill="black", font=font)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(out) as draft:
-        sheet.save(draft, format="png")
-    return out
-
-
 def _source(dictionary: Dictionary, atoms: Sequence[int]) -> np.ndarray:
     """(image, step, token) of some atoms."""
     if dictionary.source is None:
@@ -231,18 +170,3 @@ def _source(dictionary: Dictionary, atoms: Sequence[int]) -> np.ndarray:
     if wrong:
         raise ValueError(f"expected atoms from 0 to {dictionary.m - 1}, got {wrong[0]}")
     return dictionary.source[np.asarray(atoms, np.int64)]
-
-
-def _wrapped(text: str, width: int, font: Any, *, most: int) -> list[str]:
-    """Lines of a text, none wider than `width` pixels; the last ends in ... where more follows."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        elif len(lines) == most:
-            lines[-1] += " ..."
-            break
-        else:
-            lines.append(word)
-    return lines

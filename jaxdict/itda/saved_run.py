@@ -15,15 +15,17 @@ from jaxdict.itda.build import stored
 from jaxdict.itda.labels import COLUMNS, sources
 from jaxdict.rows import load_normalization
 from jaxdict.runs import (
-    CONFIG,
     FOLDER,
     NORMALIZATION,
     SUMMARY,
     TARGET_NORMALIZATION,
     Checkpoints,
+    read_run,
 )
 
 ATOMS, SOURCES = "atoms.safetensors", "sources.json"
+# Field of `Atoms` -> tensor in the file.
+_TENSORS = {"atoms": "atoms", "source": "source", "typical": "typical", "target": "partner"}
 _NEITHER = (
     f"expected {ATOMS} or a checkpoint in {{run}}, found neither; "
     "go on with `jaxdict train itda --resume`"
@@ -37,19 +39,19 @@ class Atoms(NamedTuple):
         atoms: float32 [m, d], unit norm.
         source: int32 [m, 3], (image, step, token) of each.
         typical: float32 [m], mean value where active, or None.
-        partner: float32 [m, d_out], what each atom stands for at the target, or None without one.
+        target: float32 [m, d_out], what each atom stands for at the target, or None without one.
     """
 
     atoms: np.ndarray
     source: np.ndarray
     typical: np.ndarray | None = None
-    partner: np.ndarray | None = None
+    target: np.ndarray | None = None
 
 
 def save_atoms(run: Path, atoms: Atoms) -> Path:
     """Write a run's atoms, all of them or nothing."""
     tensors = {
-        name: np.ascontiguousarray(value)
+        _TENSORS[name]: np.ascontiguousarray(value)
         for name, value in atoms._asdict().items()
         if value is not None
     }
@@ -70,16 +72,10 @@ def run_to_dictionary(run: Path) -> Dictionary:
         `sources` holds the prompts of the images in `source`, by image number.
 
     Raises:
-        FileNotFoundError: no run, or a run without any atoms yet.
-        ValueError: the run is damaged.
+        FileNotFoundError: there is no run, or none with atoms yet.
+        ValueError: the run is damaged, or of another kind.
     """
-    run = Path(run)
-    if not (run / CONFIG).is_file():
-        raise FileNotFoundError(
-            f"expected a run (a folder with {CONFIG}) at {run}, found none; "
-            "name the --out of `jaxdict train itda`"
-        )
-    description = read_json(run / CONFIG)
+    description = read_run(run)
     if description.get("kind") != "itda":
         raise ValueError(
             f"{run}: expected a run of kind 'itda', got {description.get('kind')!r}; "
@@ -119,7 +115,7 @@ def run_to_dictionary(run: Path) -> Dictionary:
     return Dictionary(
         "itda",
         int(settings["k"]),
-        atoms.atoms if atoms.partner is None else atoms.partner,
+        atoms.atoms if atoms.target is None else atoms.target,
         bias=out.mean.astype(f32) if target else None,
         encoder=atoms.atoms if target else None,
         mean=normalization.mean.astype(f32),
@@ -134,25 +130,28 @@ def run_to_dictionary(run: Path) -> Dictionary:
 def _read_atoms(run: Path, d: int) -> tuple[Atoms, bool]:
     """The finished atoms, or those of the newest checkpoint; whether they are finished."""
     if (run / ATOMS).is_file():
-        return Atoms(**load_file(run / ATOMS)), True
-    if not (run / FOLDER).is_dir():  # opening them would make the folder
+        tensors = load_file(run / ATOMS)
+        return Atoms(
+            **{name: tensors[key] for name, key in _TENSORS.items() if key in tensors}
+        ), True
+    if not (run / FOLDER).is_dir():  # opening checkpoints would create the folder
         raise FileNotFoundError(_NEITHER.format(run=run))
     with Checkpoints(run) as checkpoints:
         if checkpoints.latest is None:
             raise FileNotFoundError(_NEITHER.format(run=run))
         arrays, facts = stored(checkpoints, d)
-    m, partner = facts["m"], arrays.get("partner")
+    m, target = facts["m"], arrays.get("partner")
     return Atoms(
         np.array(arrays["unit"][:m]),
         np.array(arrays["source"][:m]),
-        partner=None if partner is None else np.array(partner[:m]),
+        target=None if target is None else np.array(target[:m]),
     ), False
 
 
 def _sources(
     run: Path, description: dict[str, Any], source: np.ndarray, site: str
 ) -> dict[str, Any]:
-    """Labels as the finished run kept them; of an unfinished run, from its store if it is still there."""
+    """Labels that the finished run saved; of an unfinished run, from its store if it is still there."""
     if (run / SOURCES).is_file() and (run / ATOMS).is_file():
         return read_json(run / SOURCES)
     columns: dict[str, Any] = {"columns": list(COLUMNS), "prompts": {}}

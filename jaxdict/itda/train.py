@@ -1,9 +1,9 @@
-"""`jaxdict train itda`: a dictionary made of the activations that the dictionary cannot explain.
+"""`jaxdict train itda`: a dictionary made of the activations that it could not explain so far.
 
-Rows stream by once, in batches. Each batch is encoded by gradient pursuit with the atoms so far;
-rows of which more than `threshold` stays unexplained join as unit atoms (`jaxdict.itda.select`). Each atom
-keeps the (image, step, token) it came from. With --atoms N the threshold is searched for by whole
-builds (`jaxdict.itda.threshold_search`). With --target another site is rebuilt, and its error is what counts.
+Rows are read once, in batches. Each batch is encoded by gradient pursuit with the atoms so far; rows of
+which more than `threshold` stays unexplained join as unit atoms (`jaxdict.itda.rules`). Each atom keeps
+the (image, step, token) it came from. With --atoms N the threshold is searched for by whole builds
+(`jaxdict.itda.threshold_search`). With --target another site is rebuilt, and its error decides.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
 from harvest.atomic import write_json
 from harvest.store import open_store
-from jaxdict.itda import build as itda_build
-from jaxdict.itda.build import Build, Normalizers, grow_by
+from jaxdict.flags import resumable
+from jaxdict.itda.build import Build, Normalizers, add_batch, empty_build, restore, save
 from jaxdict.itda.config import TrainITDAConfig
-from jaxdict.itda.heldout import Probe
+from jaxdict.itda.heldout import Evaluator
 from jaxdict.itda.labels import sources
 from jaxdict.itda.saved_run import SOURCES, Atoms, save_atoms
 from jaxdict.itda.threshold_search import Trial, next_threshold
@@ -71,21 +71,22 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     source = source_of(store, config.site, steps=config.steps)
     target = source.beside(config.target) if config.target else None
     sizes = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
-    once = SinglePass(source, seed=config.seed, target=target, **sizes)
+    single_pass = SinglePass(source, seed=config.seed, target=target, **sizes)
     description = describe(
         config,
         source,
         verb="train itda",
         kind="itda",
-        resolved={"d": source.d, "rows": once.rows, "batches": once.batches},
+        resolved={"d": source.d, "rows": single_pass.rows, "batches": single_pass.batches},
         packages=("jaxdict", "jax", "orbax-checkpoint", "numpy"),
     )
-    found = open_run(config.out, description, resume=config.resume)
+    may_differ = resumable(TrainITDAConfig)
+    found = open_run(config.out, description, resume=config.resume, may_differ=may_differ)
     normalizers = Normalizers(to_device(_normalization(config, source, NORMALIZATION, found)))
     if target is not None:
         fitted = _normalization(config, target, TARGET_NORMALIZATION, found)
         normalizers = Normalizers(normalizers.site, to_device(fitted))
-    probe = Probe(config, store, source, normalizers)
+    evaluator = Evaluator(config, store, source, normalizers)
     started = time.perf_counter()
 
     with (
@@ -93,29 +94,35 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         stop_signals() as stop,
         ExitStack() as stack,
     ):
-        build = itda_build.fresh(config, once, ())
+        build = empty_build(config, single_pass)
         if found and checkpoints.latest is not None:
-            build = itda_build.restore(checkpoints, source.d)
+            build = restore(checkpoints, source.d)
         log = stack.enter_context(closing(Log(config.out / METRICS, step=build.total)))
+        builder = _Builder(config, single_pass, normalizers, evaluator, log, checkpoints, stop)
         first = build.total
         while True:
-            build, whole = _trial(config, once, normalizers, build, log, checkpoints, stop, probe)
-            trial = Trial(build.threshold, _rows(once, build.batch), build.m, whole)
+            build, whole = builder.trial(build)
+            trial = Trial(build.threshold, builder.rows(build), build.m, whole)
             trials = (*build.trials, trial)
             log.write(kind="trial", step=build.total, **trial._asdict())
-            threshold = _next(config, once, trials)
+            threshold = _next(config, single_pass, trials)
             if threshold is None:
                 break
-            build = itda_build.fresh(config, once, trials, threshold, build.total)
+            build = empty_build(
+                config, single_pass, trials=trials, threshold=threshold, total=build.total
+            )
         build = build._replace(trials=trials)
-        building = time.perf_counter() - started - probe.seconds
-        typical, heldout = probe.typical(build), probe.heldout(build)
+        building = time.perf_counter() - started - evaluator.seconds
+        typical, heldout = evaluator.typical(build), evaluator.heldout(build)
         if heldout is not None:
-            log.write(kind="heldout", step=build.total, **_line(heldout, once, build))
+            builder.log_heldout(build, heldout)
 
-    partner = None if build.partner is None else np.asarray(build.partner[: build.m])
+    unit, target_atoms = build.atoms.prepared.unit, build.atoms.target
     atoms = Atoms(
-        np.asarray(build.atoms.unit[: build.m]), build.source[: build.m], typical, partner
+        np.asarray(unit[: build.m]),
+        build.source[: build.m],
+        typical,
+        None if target_atoms is None else np.asarray(target_atoms[: build.m]),
     )
     write_json(config.out / SOURCES, sources(store, config.site, atoms.source))
     path = save_atoms(config.out, atoms)
@@ -127,14 +134,14 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         "d": source.d,
         "m": build.m,
         "k": config.k,
-        "rows": once.rows,
+        "rows": single_pass.rows,
         "threshold": build.threshold,
         "rule": config.rule,
         "normalization": config.normalize,
         "training": {
             "trials": [trial._asdict() for trial in trials],
             "never_active": float((typical == 0).mean()) if build.m else None,
-            "never_active_rows": probe.training_rows,
+            "never_active_rows": evaluator.training_rows,
         },
         "heldout": heldout,
         "seconds": round(seconds, 2),
@@ -162,11 +169,13 @@ def _normalization(
     )
 
 
-def _next(config: TrainITDAConfig, once: SinglePass, trials: tuple[Trial, ...]) -> float | None:
+def _next(
+    config: TrainITDAConfig, single_pass: SinglePass, trials: tuple[Trial, ...]
+) -> float | None:
     """The threshold of the next trial; None when the last trial is the result."""
     if not config.atoms:
         return None
-    threshold = next_threshold(trials, config.atoms, once.rows)
+    threshold = next_threshold(trials, config.atoms, single_pass.rows)
     if threshold is not None:
         return threshold
     best = max((t for t in trials if t.whole), key=lambda t: t.atoms, default=None)
@@ -175,77 +184,88 @@ def _next(config: TrainITDAConfig, once: SinglePass, trials: tuple[Trial, ...]) 
             f"--atoms: expected a number that some threshold reaches, got {config.atoms}: every "
             f"threshold up to {trials[-1].threshold:.3f} gives more atoms; raise --atoms or --k"
         )
-    # The best trial is built once more when it was not the last one.
+    # If the best trial was not the last one, it is built once more.
     return None if trials[-1] == best else best.threshold
 
 
-def _trial(
-    config: TrainITDAConfig,
-    once: SinglePass,
-    normalizers: Normalizers,
-    build: Build,
-    log: Log,
-    checkpoints: Checkpoints,
-    stop: Stop,
-    probe: Probe,
-) -> tuple[Build, bool]:
-    """Look at the rest of the rows; False if it was cut off at the number of atoms asked for."""
-    bar = tqdm(
-        total=once.rows,
-        initial=_rows(once, build.batch),
-        unit="row",
-        unit_scale=True,
-        desc=f"itda {config.site}" + (f", trial {len(build.trials) + 1}" if config.atoms else ""),
-    )
-    most = config.atoms or sys.maxsize
-    with bar, ahead(once.read(build.batch)) as batches:
-        for batch in batches:
-            build, seen, fits = grow_by(config, normalizers, build, batch, most)
-            if not fits:
-                return build, False
-            bar.update(batch.count)
-            if build.batch in (1, once.batches) or build.batch % config.log_every == 0:
-                bar.set_postfix_str(f"{build.m} atoms, FVU {seen['fvu']:.3f}")
-                rows = _rows(once, build.batch)
-                log.write(kind="train", step=build.total, rows=rows, atoms=build.m, **seen)
-            if build.batch == once.batches:
-                break
-            if build.batch % config.eval_every == 0:
-                measured = probe.heldout(build)
-                if measured is not None:
-                    log.write(kind="heldout", step=build.total, **_line(measured, once, build))
-            if stop or build.batch % config.save_every == 0:
-                itda_build.save(checkpoints, build)
-            if stop:
-                checkpoints.wait()
-                log.close()
-                tqdm.write(
-                    f"stopped after {build.total} batches, saved in "
-                    f"{checkpoints.name(build.total)}; go on with --resume",
-                    file=sys.stderr,
+class _Builder(NamedTuple):
+    """Builds dictionaries out of the rows of one run, a trial at a time."""
+
+    config: TrainITDAConfig
+    single_pass: SinglePass
+    normalizers: Normalizers
+    evaluator: Evaluator
+    log: Log
+    checkpoints: Checkpoints
+    stop: Stop
+
+    def trial(self, build: Build) -> tuple[Build, bool]:
+        """Go through the rest of the rows; False if cut off at the number of atoms asked for."""
+        config, single_pass = self.config, self.single_pass
+        number = f", trial {len(build.trials) + 1}" if config.atoms else ""
+        bar = tqdm(
+            total=single_pass.rows,
+            initial=self.rows(build),
+            unit="row",
+            unit_scale=True,
+            desc=f"itda {config.site}{number}",
+        )
+        with bar, ahead(single_pass.read(build.batch)) as batches:
+            for batch in batches:
+                build, numbers, fits = add_batch(
+                    build, batch, config=config, normalizers=self.normalizers
                 )
-                raise SystemExit(128 + (stop.signal or 0))
-    if checkpoints.latest != build.total:
-        itda_build.save(checkpoints, build)
-        checkpoints.wait()
-    return build, True
+                if not fits:
+                    return build, False
+                bar.update(batch.count)
+                if build.batch in (1, single_pass.batches) or build.batch % config.log_every == 0:
+                    bar.set_postfix_str(f"{build.m} atoms, FVU {numbers['fvu']:.3f}")
+                    rows = self.rows(build)
+                    self.log.write(
+                        kind="train", step=build.total, rows=rows, atoms=build.m, **numbers
+                    )
+                if build.batch == single_pass.batches:
+                    break
+                if build.batch % config.eval_every == 0:
+                    measured = self.evaluator.heldout(build)
+                    if measured is not None:
+                        self.log_heldout(build, measured)
+                if self.stop or build.batch % config.save_every == 0:
+                    save(self.checkpoints, build)
+                if self.stop:
+                    self._exit(build)
+        if self.checkpoints.latest != build.total:
+            save(self.checkpoints, build)
+            self.checkpoints.wait()
+        return build, True
 
+    def _exit(self, build: Build) -> NoReturn:
+        """End the process, asked to by a signal; the build is saved."""
+        self.checkpoints.wait()
+        self.log.close()
+        tqdm.write(
+            f"stopped after {build.total} batches, saved in "
+            f"{self.checkpoints.name(build.total)}; go on with --resume",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + (self.stop.signal or 0))
 
-def _rows(once: SinglePass, batch: int) -> int:
-    return min(batch * once.batch, once.rows)
+    def rows(self, build: Build) -> int:
+        """Rows seen in the build's trial."""
+        return min(build.batch * self.single_pass.batch, self.single_pass.rows)
 
-
-def _line(measured: dict[str, Any], once: SinglePass, build: Build) -> dict[str, Any]:
-    numbers = dict(measured)
-    numbers["measured_rows"] = numbers.pop("rows")
-    rows = _rows(once, build.batch)
-    return {"rows": rows, "atoms": build.m, "threshold": build.threshold, **numbers}
+    def log_heldout(self, build: Build, measured: dict[str, Any]) -> None:
+        """Write a line of held-out numbers to metrics.jsonl."""
+        numbers = dict(measured)
+        numbers["measured_rows"] = numbers.pop("rows")
+        facts = {"rows": self.rows(build), "atoms": build.m, "threshold": build.threshold}
+        self.log.write(kind="heldout", step=build.total, **facts, **numbers)
 
 
 def _tell(
     config: TrainITDAConfig, summary: dict[str, Any], path: Path, plotted: Path | None
 ) -> None:
-    """Say in a few lines what came out and where it is."""
+    """Print the result and where it is."""
     trials = summary["training"]["trials"]
     searched = f" (found in {len(trials)} trials)" if config.atoms else ""
     print(

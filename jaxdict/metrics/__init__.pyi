@@ -4,11 +4,13 @@ from .fidelity import Measurement as Measurement
 from .fidelity import batch_sums as batch_sums
 from .fidelity import fired as fired
 from .fidelity import measure_blocks as measure_blocks
+from .measure import check_width as check_width
 from .measure import measure_dictionary as measure_dictionary
 from .measure import pursuit_encoder as pursuit_encoder
+from .measure import target_rows as target_rows
 from .quality import Quality as Quality
 from .quality import quality_of as quality_of
 from .usage import Usage as Usage
-from .usage import encoded as encoded
+from .usage import encode_rows as encode_rows
 from .usage import feature_usage as feature_usage
-from .usage import typical as typical
+from .usage import typical_activations as typical_activations

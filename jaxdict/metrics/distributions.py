@@ -1,4 +1,4 @@
-"""How numbers are spread: cosines and L0 over rows, how often each feature is active.
+"""Distributions: of cosines and L0 over rows, and of how often each feature is active.
 
 Rows are counted in bins on the device, so that any number of rows takes the same memory.
 """
@@ -72,11 +72,6 @@ def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return x / jnp.where(norm > 0, norm, 1)
 
 
-def cosine_edges() -> np.ndarray:
-    """Cosines at the edges of the bins of `RowSums.angles`, from 1 down to -1: [ANGLES + 1]."""
-    return np.cos(np.linspace(0, np.pi, ANGLES + 1))
-
-
 def cosine_quantiles(angles: np.ndarray) -> dict[str, float]:
     """Quantiles of the rows' cosines.
 
@@ -98,7 +93,7 @@ def l0_quantiles(active: np.ndarray) -> dict[str, int]:
 
 
 def _place(reached: np.ndarray, q: float) -> int:
-    """The first place at which the share q of what is cumulated is reached."""
+    """The first place at which cumulated counts reach the share q of their total."""
     return int(np.searchsorted(reached, q * reached[-1], side="left"))
 
 

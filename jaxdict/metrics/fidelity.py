@@ -84,7 +84,7 @@ def fired(codes: Codes, m: int, weight: Float[Array, " n"]) -> Float[Array, " m"
 
 
 class Centred(NamedTuple):
-    """Sums of squares around the means, float64; every number about fidelity is a property.
+    """Sums of squares around the means, float64; every measure of fidelity is a property.
 
     Attributes:
         rows: how many.
@@ -140,7 +140,7 @@ class Centred(NamedTuple):
 
 
 def pool(parts: Iterable[Centred]) -> Centred:
-    """Several sets of rows as one, each around its own means: the rows of several sites, say."""
+    """Sets of rows, those of several sites for example, as one set, each around its own means."""
     rows, *sums = (sum(values) for values in zip(*parts, strict=True))
     return Centred(int(rows), *map(np.asarray, sums))
 
@@ -199,9 +199,9 @@ class BatchReport(NamedTuple):
 
     Attributes:
         raw: sums over raw rows.
-        own: sums over normalized rows, or None where there is no such space.
+        own: sums over normalized rows, or None without a normalized space.
         fired: float32 [m], rows in which each feature is active.
-        rows: counts of rows for distributions, or None where nobody asks for them.
+        rows: counts of rows for distributions, or None.
     """
 
     raw: Sums
@@ -218,8 +218,8 @@ class Measurement:
         own: fidelity in normalized space, all steps together.
         fired: [m], rows in which each feature is active.
         cosine: sum of the rows' cosines.
-        angles: [ANGLES], see `RowSums`; all 0 where it was not asked for.
-        active: [slots + 1], see `RowSums`; empty where it was not asked for.
+        angles: [ANGLES], see `RowSums`; all 0 unless counted.
+        active: [slots + 1], see `RowSums`; empty unless counted.
     """
 
     def __init__(self) -> None:
@@ -255,8 +255,8 @@ class Measurement:
         """JSON-able numbers.
 
         Returns:
-            rows; fvu (raw); ve (raw); fvu_standardized; fvu_normalized and ve_normalized where that
-            space exists; l0, mean active atoms a row; dead_share, features active in none of the
+            rows; fvu (raw); ve (raw); fvu_standardized; fvu_normalized and ve_normalized with a
+            normalized space; l0, mean active atoms a row; dead_share, features active in none of the
             rows; fvu_per_step.
         """
         raw = self.raw

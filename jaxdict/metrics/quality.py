@@ -1,8 +1,8 @@
-"""All numbers about one way to rebuild rows, of one site or of several together.
+"""All numbers about one way to rebuild rows, of one site or of several sites together.
 
 A site's rows are centred on their own mean and, in standardized space, divided by their own
-standard deviations, before the sums of several sites are added up: an offset between two sites is
-not variance that anybody had to explain.
+standard deviations, before the sums of several sites are added: an offset between two sites is not
+variance that a dictionary has to explain.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jaxdict.metrics.distributions import ANGLES
 from jaxdict.metrics.fidelity import Centred, Measurement, add_counts, pool
 
 WORST = 10
-"""Dimensions of the largest error that are listed."""
+"""How many dimensions are listed, those of the largest error first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """How well rows are rebuilt; see `quality`.
+    """How well rows are rebuilt; see `quality_of`.
 
     Attributes:
         raw: fidelity in raw space.
@@ -52,7 +52,7 @@ class Quality:
             fvu_standardized_per_step. None where every row is the same.
         """
         raw, standard = self.raw, self.standardized
-        return plain(
+        return without_nan(
             {
                 "rows": raw.rows,
                 "fvu": raw.fvu,
@@ -75,7 +75,7 @@ class Quality:
             per_dimension: quantiles of error_i / variance_i over dimensions, how many are constant,
             and the worst with their shares of all variance and of all error, raw.
         """
-        return plain(
+        return without_nan(
             self.brief()
             | {
                 "l0": self.l0,
@@ -130,10 +130,10 @@ class Quality:
 
 
 def quality_of(measurements: Sequence[Measurement]) -> Quality:
-    """Everything about rows that were measured site by site.
+    """The numbers over rows that were measured site by site.
 
     Args:
-        measurements: one a site, of one width and one dictionary; steps of one name go together.
+        measurements: one a site, of one dictionary; steps of the same name are pooled.
 
     Returns:
         The numbers over all their rows. Raw sums are added as they are, so that sites with large
@@ -163,10 +163,10 @@ def quality_of(measurements: Sequence[Measurement]) -> Quality:
     return Quality(raw, standardized, steps, fired, cosine, angles, active)
 
 
-def plain(value: Any) -> Any:
-    """The same JSON-able value with None in place of NaN and infinity, which JSON does not have."""
+def without_nan(value: Any) -> Any:
+    """The same JSON-able value with None in place of NaN and infinity, which JSON has no word for."""
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,4 +1,4 @@
-"""How much each feature of a dictionary is used on rows of a store."""
+"""Activation statistics of a dictionary's features over rows of a store."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxdict.rows import Source, floats, watched
 
 
 class Usage(NamedTuple):
-    """How much each atom does on some rows.
+    """How often each feature is active over some rows, and how much it adds to what is rebuilt.
 
     Attributes:
-        fired: int64 [m], rows where it is active.
-        energy: float64 [m], sum of value^2 ||atom||^2, in the space of the atoms.
-        rows: how many rows.
+        fired: int64 [m], rows on which each feature is active.
+        energy: float64 [m], sum of value^2 ||atom||^2 over rows, in the space of the atoms.
+        rows: number of rows.
     """
 
     fired: np.ndarray
@@ -27,49 +27,46 @@ class Usage(NamedTuple):
 
 
 def feature_usage(dictionary: Dictionary, rows: Source, *, batch: int = 4096) -> Usage:
-    """Encode rows and count.
+    """Encode rows and count how often and how strongly each feature is active.
 
     Args:
         dictionary: on raw rows, of any kind.
-        rows: of the site that is read.
+        rows: at the site that is read.
         batch: rows at a time.
     """
     fired, squares = np.zeros(dictionary.m, np.int64), np.zeros(dictionary.m)
-    for indices, values in encoded(dictionary, rows, "usage", batch=batch):
+    for indices, values in encode_rows(dictionary, rows, "usage", batch=batch):
         squares += np.bincount(indices, values**2, dictionary.m)
         fired += np.bincount(indices[values != 0], minlength=dictionary.m)
     norms = np.square(dictionary.atoms.astype(np.float64)).sum(1)
     return Usage(fired, squares * norms, rows.rows)
 
 
-def typical(dictionary: Dictionary, rows: Source, *, batch: int = 4096) -> np.ndarray:
-    """Mean value of each feature over the rows where it is active: float32 [m], 0 if never.
+def typical_activations(dictionary: Dictionary, rows: Source, *, batch: int = 4096) -> np.ndarray:
+    """Mean value of each feature over the rows on which it is active: float32 [m], 0 if none.
 
     Args:
         dictionary: on raw rows, of any kind.
-        rows: of the training split, of the site that is read.
+        rows: of the training split, at the site that is read.
         batch: rows at a time.
-
-    Returns:
-        The means.
     """
     total, times = np.zeros(dictionary.m), np.zeros(dictionary.m, np.int64)
-    for indices, values in encoded(dictionary, rows, "typical", batch=batch):
+    for indices, values in encode_rows(dictionary, rows, "typical", batch=batch):
         total += np.bincount(indices, values, dictionary.m)
         times += np.bincount(indices[values != 0], minlength=dictionary.m)
     return np.where(times > 0, total / np.maximum(times, 1), 0).astype(np.float32)
 
 
-def encoded(
+def encode_rows(
     dictionary: Dictionary, rows: Source, name: str, *, batch: int = 4096
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The slots of all rows, a batch at a time, behind a progress bar.
+    """Encode rows batch by batch, with a progress bar.
 
     Args:
         dictionary: on raw rows, of any kind.
-        rows: of the site that is read.
+        rows: at the site that is read.
         name: of the progress bar.
-        batch: rows at a time; the last batch is filled up with its first row, which is not given.
+        batch: rows at a time; the last batch is padded, and the padding left out.
 
     Yields:
         Indices int [rows k] and values float64 [rows k]; a slot of value 0 is empty.

@@ -12,7 +12,7 @@ and `gram` give the same answer at different prices, `method="auto"` picks the c
 
 from __future__ import annotations
 
-from jaxdict.pursuit.atoms import PreparedAtoms, prepare_atoms
+from jaxdict.pursuit.atoms import PreparedAtoms, prepare_atoms, unit_rows
 from jaxdict.pursuit.auto import choose_method
 from jaxdict.pursuit.solve import PursuitResult
 from jaxdict.pursuit.step import STATUS, Status
@@ -32,4 +32,5 @@ __all__ = [
     "matching_pursuit",
     "orthogonal_matching_pursuit",
     "prepare_atoms",
+    "unit_rows",
 ]

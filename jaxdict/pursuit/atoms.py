@@ -12,11 +12,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxdict.devices import FEATURES
-
-# Full float32 products: on a GPU or TPU the default may round inputs to TF32 or bfloat16, and the
-# choice of an atom is an argmax over nearly equal numbers.
-PRECISION = lax.Precision.HIGHEST
+from jaxdict.devices import FEATURES, FULL_PRECISION
 
 
 class PreparedAtoms(NamedTuple):
@@ -97,7 +93,7 @@ def prepare_atoms(
 @partial(jax.jit, static_argnames=("gram", "mesh"))
 def _prepare(atoms: Array, gram: bool, mesh: Mesh | None) -> PreparedAtoms:
     unit, norm = unit_rows(atoms.astype(jnp.promote_types(atoms.dtype, jnp.float32)))
-    whole = jnp.dot(unit, unit.T, precision=PRECISION) if gram else None
+    whole = jnp.dot(unit, unit.T, precision=FULL_PRECISION) if gram else None
     prepared = PreparedAtoms(unit, norm, whole)
     if mesh is None or len(unit) % mesh.shape.get(FEATURES, len(unit) + 1):
         return prepared

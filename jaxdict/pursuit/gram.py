@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdict.codes import combine
-from jaxdict.pursuit.atoms import PRECISION, PreparedAtoms
+from jaxdict.devices import FULL_PRECISION
+from jaxdict.pursuit.atoms import PreparedAtoms
 from jaxdict.pursuit.split import at, join
 from jaxdict.pursuit.step import Rule, Slots, Support, finish, moved, repeat, run, shorten
 
@@ -48,7 +49,7 @@ def pursue(
     gram = atoms.gram
     assert gram is not None
     n, dtype = len(x), x.dtype
-    start = jnp.dot(x, atoms.unit.T, precision=PRECISION)
+    start = jnp.dot(x, atoms.unit.T, precision=FULL_PRECISION)
 
     def step(
         t: Array,
@@ -66,7 +67,7 @@ def pursue(
             inner = inner.at[t].set(new).at[:, t].set(new)
 
         def energy(weights: Array) -> Array:
-            return jnp.dot(weights, jnp.dot(inner, weights, precision=PRECISION))
+            return jnp.dot(weights, jnp.dot(inner, weights, precision=FULL_PRECISION))
 
         proposed, memory = rule.propose(
             slots, gradient, t, memory, Support(energy, lambda: inner[t]), signed

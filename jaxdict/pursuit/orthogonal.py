@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdict.pursuit.atoms import PRECISION
+from jaxdict.devices import FULL_PRECISION
 from jaxdict.pursuit.step import Rule, Slots, Support, floor, quotient
 
 
@@ -72,10 +72,10 @@ def enter(
         t: its slot.
         joins: whether there is a new atom at all.
     """
-    along = jnp.dot(basis, products, precision=PRECISION)
-    left = 1 - jnp.dot(along, along, precision=PRECISION)
+    along = jnp.dot(basis, products, precision=FULL_PRECISION)
+    left = 1 - jnp.dot(along, along, precision=FULL_PRECISION)
     there = jnp.arange(basis.shape[0]) == t
-    row = jnp.where(there, 1, 0) - jnp.dot(along, basis, precision=PRECISION)
+    row = jnp.where(there, 1, 0) - jnp.dot(along, basis, precision=FULL_PRECISION)
     fits = joins & (left > floor(basis.dtype))
     row = jnp.where(fits, row / jnp.sqrt(jnp.where(fits, left, 1)), 0)
     return jnp.where(there[:, None], row, basis)
@@ -91,14 +91,14 @@ def leave(basis: Float[Array, "k k"], slot: Int[Array, ""]) -> Float[Array, "k k
     size = jnp.linalg.norm(column)
     mirror = column + jnp.where(there, jnp.where(column[slot] < 0, -size, size), 0)
     share = quotient(jnp.asarray(2, basis.dtype), jnp.dot(mirror, mirror))
-    turned = basis - share * mirror[:, None] * jnp.dot(mirror, basis, precision=PRECISION)[None, :]
+    turned = basis - share * mirror[:, None] * jnp.dot(mirror, basis, precision=FULL_PRECISION)[None, :]
     return jnp.where(there[:, None] | there[None, :], 0, turned)
 
 
 def solve(basis: Float[Array, "k k"], right: Float[Array, " k"]) -> Float[Array, " k"]:
     """G^-1 right, on the support."""
-    inner = jnp.dot(basis, right, precision=PRECISION)
-    return jnp.dot(inner, basis, precision=PRECISION)
+    inner = jnp.dot(basis, right, precision=FULL_PRECISION)
+    return jnp.dot(inner, basis, precision=FULL_PRECISION)
 
 
 def held(basis: Float[Array, "k k"]) -> Bool[Array, " k"]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdict.pursuit.atoms import PRECISION, PreparedAtoms
+from jaxdict.devices import FULL_PRECISION
+from jaxdict.pursuit.atoms import PreparedAtoms
 from jaxdict.pursuit.split import join, mixture, products
 from jaxdict.pursuit.step import Rule, Slots, Support, finish, moved, repeat, run, shorten
 
@@ -44,7 +45,7 @@ def pursue(
     def step(
         t: Array, row: Array, slots: Slots, residual: Array, memory: Array
     ) -> tuple[Slots, Array, Array]:
-        correlations = jnp.dot(residual, unit.T, precision=PRECISION)
+        correlations = jnp.dot(residual, unit.T, precision=FULL_PRECISION)
         slots, gradient = join(slots, correlations, t, signed, axis)
 
         def energy(weights: Array) -> Array:

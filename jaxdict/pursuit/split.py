@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdict.codes import combine
-from jaxdict.pursuit.atoms import PRECISION
-from jaxdict.pursuit.step import RUNNING, Slots, Status, argmax, floor
+from jaxdict.codes import argmax, combine
+from jaxdict.devices import FULL_PRECISION
+from jaxdict.pursuit.step import RUNNING, Slots, Status, floor
 
 
 def largest(score: Float[Array, " m"], axis: str | None) -> tuple[Int[Array, ""], Float[Array, ""]]:
@@ -67,7 +67,7 @@ def products(
 
     def one(j: Array, found: Array) -> Array:
         atom = unit.at[local[j]].get(mode="promise_in_bounds")
-        return found.at[j].set(jnp.dot(atom, row, precision=PRECISION))
+        return found.at[j].set(jnp.dot(atom, row, precision=FULL_PRECISION))
 
     found = lax.fori_loop(0, slots, one, jnp.zeros(indices.shape, row.dtype))
     return found if axis is None else lax.psum(jnp.where(here, found, 0), axis)

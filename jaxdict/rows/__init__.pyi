@@ -11,11 +11,11 @@ from .normalization import save_normalization as save_normalization
 from .normalization import to_device as to_device
 from .prefetch import ahead as ahead
 from .prefetch import watched as watched
-from .single_pass import Batch as Batch
+from .single_pass import LabelledRows as LabelledRows
 from .single_pass import SinglePass as SinglePass
 from .sites import match_sites as match_sites
-from .sites import stream_of as stream_of
 from .source import Source as Source
 from .source import floats as floats
 from .source import image_rows as image_rows
+from .source import side_by_side as side_by_side
 from .source import source_of as source_of

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
 from jaxdict.rows.source import Source
 
 
@@ -32,7 +29,7 @@ class Loader:
             batch: rows in a batch.
             seed: of the order.
             pool: rows permuted together, about.
-            memory: bytes up to which all rows are kept in memory.
+            memory: bytes; a source of at most this size is kept in memory.
         """
         self.source, self.batch, self.seed = source, batch, seed
         pools = min(len(source.images), max(1, -(-source.rows // pool)))

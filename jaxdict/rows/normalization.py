@@ -26,7 +26,7 @@ from jaxdict.flags import NORMALIZATIONS
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """A frozen affine map between raw rows x and the autoencoder's own rows z.
+    """A frozen affine map between raw rows x and normalized rows z.
 
     Attributes:
         kind: none, rms, standardize or whiten.
@@ -35,7 +35,7 @@ class Normalization:
         inverse: float64, the same shape.
         center: float64 [d], mean of the training rows in z, for the initial decoder bias.
         variance: total variance of the training rows in z, mean ||z - center||^2.
-        rows: rows that it was fitted on.
+        rows: number of rows that it was fitted on.
     """
 
     kind: str
@@ -66,7 +66,7 @@ def to_device(normalization: Normalization) -> Normalizer:
 
 
 def normalize(normalizer: Normalizer, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Raw rows to the autoencoder's own space: (x - mean) * transform, or @ transform."""
+    """Raw rows to normalized ones: (x - mean) * transform, or @ transform."""
     centred = x - normalizer.mean
     return (
         centred * normalizer.transform
@@ -76,7 +76,7 @@ def normalize(normalizer: Normalizer, x: Float[Array, "n d"]) -> Float[Array, "n
 
 
 def denormalize(normalizer: Normalizer, z: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Back to raw rows: z * inverse + mean, or z @ inverse + mean."""
+    """Normalized rows back to raw ones: z * inverse + mean, or z @ inverse + mean."""
     scaled = z * normalizer.inverse if normalizer.inverse.ndim == 1 else z @ normalizer.inverse
     return scaled + normalizer.mean
 
@@ -93,11 +93,11 @@ def fit(
 
     none: z = x. rms: z = x / sqrt(mean of x^2 over rows and dimensions). standardize:
     z = (x - mean) / std per dimension. whiten: z = (x - mean) @ V diag(l)^(-1/2) for the covariance
-    V diag(l) V^T (PCA coordinates). Variances, or eigenvalues, below `floor` times their mean count
-    as that much.
+    V diag(l) V^T (PCA coordinates). Variances, or eigenvalues, below `floor` times their mean are
+    raised to it.
 
     Args:
-        blocks: called for a pass over the rows, gives float [n, d] blocks.
+        blocks: called once for a pass over the rows; yields float [n, d] blocks.
         kind: one of `jaxdict.flags.NORMALIZATIONS`.
         floor: smallest variance or eigenvalue, as a share of the mean one.
 
@@ -105,7 +105,7 @@ def fit(
         The frozen map.
 
     Raises:
-        ValueError: an unknown kind, no rows, rows that are not finite, or rows that are all alike.
+        ValueError: an unknown kind, no rows, rows that are not finite, or rows that are all the same.
 
     Source: whitening and standardization as in the FLUX paper (arXiv 2505.24360); it fitted its PCA
     on one bfloat16 batch, this is the float64 covariance of all the rows given.
@@ -201,14 +201,14 @@ def fit_once(
     floor: float,
     resume: bool,
 ) -> Normalization:
-    """The frozen normalization of a run: read where an earlier start left it, else fitted and saved.
+    """The frozen normalization of a run: read if an earlier start has saved it, else fitted and saved.
 
     Args:
         path: the run's file for it.
         blocks: as `fit` takes them.
         kind: as `fit` takes it.
         floor: as `fit` takes it.
-        resume: whether a file that is there is this run's own.
+        resume: whether a file found there belongs to this run.
     """
     if resume and path.is_file():
         return load_normalization(path)

@@ -6,13 +6,11 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    pass
 from jaxdict.rows.source import Source
 
 T = TypeVar("T")

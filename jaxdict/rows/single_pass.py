@@ -11,13 +11,13 @@ from jaxdict.rows.loader import Loader
 from jaxdict.rows.source import Source
 
 
-class Batch(NamedTuple):
-    """Rows and their labels.
+class LabelledRows(NamedTuple):
+    """A batch of rows and the place each one came from.
 
     Attributes:
-        bits: uint16 [batch, d], bfloat16 bits; zero rows fill the last batch up.
+        bits: uint16 [batch, d], bfloat16 bits; the last batch is filled up with zero rows.
         places: int32 [batch, 3], (image, step, token) of each row.
-        count: rows that are real.
+        count: how many rows are real, not padding.
         target: uint16 [batch, d_out], the same rows at the target's site; None without one.
     """
 
@@ -48,7 +48,7 @@ class SinglePass:
             seed: of the order.
             pool: rows permuted together, about; they come from images drawn at random.
             rows: rows in all, at most; 0 for every row of the source.
-            target: another site's rows of the same images, steps and tokens, to be read along.
+            target: rows of another site, of the same images, steps and tokens, to be read as well.
         """
         self.source, self.batch, self.target = source, batch, target
         self.rows = min(rows or source.rows, source.rows)
@@ -56,10 +56,10 @@ class SinglePass:
 
     @property
     def batches(self) -> int:
-        """Number of batches, the last one perhaps not full."""
+        """Number of batches; the last one may not be full."""
         return -(-self.rows // self.batch)
 
-    def read(self, start: int = 0) -> Iterator[Batch]:
+    def read(self, start: int = 0) -> Iterator[LabelledRows]:
         """Batches from number `start` on; pools before it are not read."""
         wanted, end = start * self.batch, self.rows
         parts: list[tuple[np.ndarray, ...]] = []
@@ -95,7 +95,7 @@ class SinglePass:
         )
         return np.stack([axis.ravel() for axis in grid], axis=1).astype(np.int32)
 
-    def _pack(self, parts: list[tuple[np.ndarray, ...]], count: int) -> Batch:
+    def _pack(self, parts: list[tuple[np.ndarray, ...]], count: int) -> LabelledRows:
         spare = ((0, self.batch - count), (0, 0))
         places, bits, *target = (np.pad(np.concatenate(x), spare) for x in zip(*parts, strict=True))
-        return Batch(bits, places, count, target[0] if target else None)
+        return LabelledRows(bits, places, count, target[0] if target else None)

@@ -1,23 +1,19 @@
-"""Names of sites: which ones a glob asks for, and the stream of one."""
+"""Names of sites: those that a glob matches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def match_sites(sites: Sequence[str], patterns: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Which sites names and globs ask for.
+    """The sites that names and globs ask for.
 
     As in `jaxdict harvest` a glob is matched part by part: double.2.* is both streams of the residual
     and none of its neurons, and double.* is no site.
 
     Args:
-        sites: what there is.
+        sites: names to choose from.
         patterns: names or globs; one string may hold several, separated by commas.
 
     Returns:
@@ -36,8 +32,3 @@ def match_sites(sites: Sequence[str], patterns: Iterable[str]) -> tuple[list[str
     }
     chosen = set().union(*found.values())
     return [site for site in sites if site in chosen], [p for p in found if not found[p]]
-
-
-def stream_of(site: str) -> str:
-    """`img` or `txt`, from a site's name; empty where the name has none."""
-    return next((part for part in site.split(".") if part in ("img", "txt")), "")

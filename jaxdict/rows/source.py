@@ -1,10 +1,4 @@
-"""Rows of a store in a shuffled order that is a pure function of (seed, position).
-
-An epoch permutes the training images and cuts them into pools of about `pool` rows; inside a pool
-the rows of all its images, steps and tokens are permuted. Row number p of the endless stream is
-thus known from (seed, p) alone, and the loader's state is one integer. Whether rows sit in memory
-or are read block by block changes nothing about the order.
-"""
+"""Rows of one site of a store, in store order, alone or beside the rows of another site."""
 
 from __future__ import annotations
 
@@ -14,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxdict.rows.sites import stream_of
+from harvest.flags import expect
+from harvest.store import from_bits, stream_of
 
 if TYPE_CHECKING:
     from harvest.store import Store
@@ -59,7 +54,7 @@ class Source:
         return self.rows * self.d * 2
 
     def read(self, images: np.ndarray) -> np.ndarray:
-        """Bits of some images: uint16 [image, step, token, d]."""
+        """The bits of some images: uint16 [image, step, token, d]."""
         every = len(self.steps) == self.store.steps
         steps = None if every else np.asarray(self.steps)
         return np.asarray(self.store.read_bits(self.site, images=images, steps=steps))
@@ -118,17 +113,11 @@ def source_of(
     Raises:
         ValueError: the store has no such site or step, or no finished image in the split.
     """
-    if site not in store.sites:
-        raise ValueError(
-            f"--site: expected a site of {store.path} ({', '.join(store.sites)}), got {site!r}; "
-            "pick one of them"
-        )
+    known = f"a site of {store.path} ({', '.join(store.sites)})"
+    expect(site in store.sites, "site", known, site, "pick one of them")
     wrong = [step for step in steps if step >= store.steps]
-    if wrong:
-        raise ValueError(
-            f"--steps: expected indices below {store.steps} (captured steps), got {wrong}; "
-            "see `jaxdict inspect STORE`"
-        )
+    below = f"indices below {store.steps} (captured steps)"
+    expect(not wrong, "steps", below, wrong, "see `jaxdict inspect STORE`")
     images = np.sort(np.asarray(store.indices(split), np.int64))  # pyright: ignore
     if not len(images):
         raise ValueError(
@@ -137,9 +126,29 @@ def source_of(
     return Source(store, site, images, tuple(steps) or tuple(range(store.steps)))
 
 
+def side_by_side(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], target: Source | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of rows with the target's rows of the same places behind them, for a transcoder.
+
+    In one array, so that whatever cuts rows into batches keeps a row and its target together.
+
+    Args:
+        blocks: as `Source.blocks` gives them.
+        target: as `Source.beside` gives it; None leaves the blocks as they are.
+
+    Yields:
+        Images, and bits uint16 [image, step, token, d + d_out].
+    """
+    for images, bits in blocks:
+        if target is not None:
+            bits = np.concatenate([bits, target.read(images)], axis=-1)
+        yield images, bits
+
+
 def floats(bits: np.ndarray) -> np.ndarray:
     """bfloat16 bits to float32 rows: uint16 [..., d] to float32 [n, d]."""
-    return (bits.reshape(-1, bits.shape[-1]).astype(np.uint32) << 16).view(np.float32)
+    return from_bits(bits.reshape(-1, bits.shape[-1]))
 
 
 def image_rows(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -11,64 +10,75 @@ import numpy as np
 
 from harvest.store import Store
 from jaxdict.metrics import BatchReport, batch_sums, fired, measure_blocks
-from jaxdict.rows import Normalizer, bfloat16_rows, denormalize, normalize, source_of
-from jaxdict.sae import SAEParams, kinds
-from jaxdict.training.sweep import Member
-
-Block = tuple[np.ndarray, np.ndarray]
+from jaxdict.rows import (
+    Normalizer,
+    bfloat16_rows,
+    denormalize,
+    normalize,
+    side_by_side,
+    source_of,
+    to_device,
+)
+from jaxdict.sae import SAEParams, TrainSAEConfig, kinds
+from jaxdict.training.batches import Normalizations
+from jaxdict.training.sweep import BatchKey, Group
 
 
 class HeldOut:
-    """Rows of the validation split at a member's site, and at its target's."""
+    """Rows of the validation split at a site, and at its target's."""
 
     def __init__(
-        self, member: Member, store: Store, normalizer: Normalizer, target: Normalizer | None
+        self, config: TrainSAEConfig, store: Store, normalizations: Normalizations
     ) -> None:
         """Read the rows, once."""
-        config = member.config
-        self.blocks: list[Block] = []
-        self.targets: list[np.ndarray] | None = None
-        self.steps: tuple[int, ...] = ()
-        self._normalizer, self._target, self._slots = normalizer, target, member.plan.slots
+        self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
+        self._normalizer, self._target = (
+            None if one is None else to_device(one) for one in normalizations
+        )
         if not len(store.indices("validation")):
             return
-        source = source_of(store, config.site, split="validation", steps=config.steps)
-        source = source.spread(config.eval_rows)
-        self.blocks, self.steps = list(source.blocks()), source.steps
-        if target is not None:
-            other = source.beside(config.target)
-            self.targets = [other.read(images) for images, _ in self.blocks]
+        source = source_of(store, config.site, split="validation", steps=config.data.steps)
+        source = source.spread(config.run.eval_rows)
+        target = source.beside(config.target) if config.target else None
+        self._blocks = list(side_by_side(source.blocks(), target))
+        self._steps, self._width = source.steps, source.d
 
-    def of(self, member: Member) -> HeldOut:
-        """The same rows for a member of the same site and normalization, not read again."""
-        other = copy.copy(self)
-        other._slots = member.plan.slots
-        return other
+    def summary(self, params: SAEParams, *, slots: int) -> dict[str, Any] | None:
+        """Held-out numbers of some weights; None when the store has no validation images.
 
-    def summary(self, params: SAEParams) -> dict[str, Any] | None:
-        """Held-out numbers of some weights; None when the store has no validation images."""
-        if not self.blocks:
+        Args:
+            params: weights that are ready to use.
+            slots: active atoms that a row may have.
+        """
+        if not self._blocks:
             return None
-        report = partial(_report, params, self._normalizer, self._target, slots=self._slots)
-        if self.targets is None:
-            return measure_blocks(self.blocks, self.steps, report).summary()
-        # A row and its target side by side: what is measured goes batch by batch.
-        width = self.blocks[0][1].shape[-1]
-        joined = [
-            (images, np.concatenate([bits, other], axis=-1))
-            for (images, bits), other in zip(self.blocks, self.targets, strict=True)
-        ]
+        report = partial(_report, params, self._normalizer, self._target, slots=slots)
+        if self._target is None:
+            return measure_blocks(self._blocks, self._steps, report).summary()
+        d = self._width
         return measure_blocks(
-            joined,
-            self.steps,
-            lambda bits, weight: report(bits[:, :width], weight, bits[:, width:]),
+            self._blocks,
+            self._steps,
+            lambda bits, weight: report(bits[:, :d], weight, bits[:, d:]),
         ).summary()
 
-    def line(self, params: SAEParams, step: int, rows: int) -> dict[str, Any]:
-        """A line of metrics.jsonl."""
-        numbers = self.summary(params) or {"note": "the store has no validation images"}
+    def line(self, params: SAEParams, *, slots: int, step: int, rows: int) -> dict[str, Any]:
+        """A line of metrics.jsonl, measured after optimizer step `step` and `rows` training rows."""
+        found = self.summary(params, slots=slots)
+        numbers = found or {"note": "the store has no validation images"}
         measured = {"measured_rows": numbers.pop("rows", 0), **numbers}
         return {"kind": "heldout", "step": step, "rows": rows, **measured}
+
+
+def read_held_out(
+    groups: list[Group], store: Store, normalizations: list[Normalizations]
+) -> dict[BatchKey, HeldOut]:
+    """Held-out rows for all groups, read once a site and normalization."""
+    found: dict[BatchKey, HeldOut] = {}
+    for group, fitted in zip(groups, normalizations, strict=True):
+        if group.batch_key not in found:
+            found[group.batch_key] = HeldOut(group.config, store, fitted)
+    return found
 
 
 @partial(jax.jit, static_argnames="slots")

@@ -57,7 +57,8 @@ def steps(count):
 
 def draw(folder, groups, sites=None, count=4):
     sites = sites or {"double.2.img": groups[""]}
-    return plots.draw(folder / "eval.json", "title", LABELS, groups, sites, steps(count))
+    captions = plots.Captions("title", LABELS, steps(count))
+    return plots.draw(folder / "eval.json", captions, groups=groups, by_site=sites)
 
 
 def colours(path):

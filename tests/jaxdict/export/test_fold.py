@@ -17,7 +17,7 @@ from jaxdict.export.config import ExportConfig
 from jaxdict.export.export import export
 from jaxdict.export.fold import fold, folding_error
 from jaxdict.flags import NORMALIZATIONS
-from jaxdict.metrics.usage import typical
+from jaxdict.metrics.usage import typical_activations
 from jaxdict.rows.normalization import fit
 from jaxdict.rows.source import floats, source_of
 from jaxdict.runs.folder import read_run
@@ -68,7 +68,7 @@ def two_sites(tmp_path_factory):
 def run(store, tmp_path_factory):
     out = tmp_path_factory.mktemp("fold") / "run"
     train_sae(
-        TrainSAEConfig(
+        TrainSAEConfig.of(
             store=store,
             site=SITE,
             out=out,
@@ -169,24 +169,23 @@ def test_every_kind_is_folded_with_its_threshold(store, kind):
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-@pytest.mark.parametrize("spaces", [("standardize", "whiten"), ("whiten", "standardize")])
+@pytest.mark.parametrize("normalizers", [("standardize", "whiten"), ("whiten", "standardize")])
 def test_a_transcoder_is_folded_with_both_normalizations(two_sites, kind, normalizers):
-    rows, others = two_sites
+    rows, _ = two_sites
     x, y = (floats(source.read(source.images)) for source in two_sites)
     normalization, target = fit(lambda: [x], normalizers[0]), fit(lambda: [y], normalizers[1])
     params = random_params(normalization, kind, target)
     dictionary, _ = check_folded(params, normalization, x, 6, kind, target)
     assert dictionary.transcoder and dictionary.card == {"target": TARGET}
 
-    error = folding_error(
-        dictionary, params, normalization, rows, target=target, target_rows=others
-    )
+    maps = {"normalization": normalization, "target": target}
+    error = folding_error(dictionary, params, rows, **maps)
     assert error["rows"] == len(x)
     assert error["relative"] < 1e-4 and error["same_features"] > 0.99
     # A known error: every row of the target's space off by one in each dimension.
     assert dictionary.bias is not None
     moved = dataclasses.replace(dictionary, bias=dictionary.bias + np.float32(1))
-    error = folding_error(moved, params, normalization, rows, target=target, target_rows=others)
+    error = folding_error(moved, params, rows, **maps)
     spread = np.square(y - y.mean(0, dtype=np.float64)).sum()
     assert error["relative"] == pytest.approx(np.sqrt(y.size / spread), rel=1e-3)
 
@@ -197,12 +196,12 @@ def test_folding_error_sees_a_wrong_fold_of_any_kind(store, kind):
     normalization = fit(lambda: [floats(rows.read(rows.images))], "standardize")
     params = random_params(normalization, kind)
     dictionary = fold(params, normalization, 8, kind=kind)
-    good = folding_error(dictionary, params, normalization, rows, batch=100)
+    good = folding_error(dictionary, params, rows, normalization=normalization, batch=100)
     assert good["relative"] < 1e-4 and good["same_features"] > 0.99
     assert dictionary.encoder_bias is not None
     shifted = dictionary.encoder_bias + np.linspace(-0.5, 0.5, 40, dtype=np.float32)
     wrong = dataclasses.replace(dictionary, encoder_bias=shifted)
-    bad = folding_error(wrong, params, normalization, rows, batch=100)
+    bad = folding_error(wrong, params, rows, normalization=normalization, batch=100)
     assert bad["relative"] > 0.01 and bad["same_features"] < good["same_features"]
 
 
@@ -225,7 +224,7 @@ def test_typical_of_a_transcoder_is_the_mean_where_active(two_sites):
     dense = slow.encode(dictionary, x)
     times = (dense > 0).sum(0)
     assert (times > 0).all()
-    found = typical(dictionary, rows, batch=100)
+    found = typical_activations(dictionary, rows, batch=100)
     np.testing.assert_allclose(found, dense.sum(0) / times, rtol=1e-3)
 
 
@@ -233,8 +232,8 @@ def test_export_writes_what_the_run_learned(exported, run, store):
     card, dictionary = exported
     assert (dictionary.kind, dictionary.k, dictionary.m, dictionary.d) == ("topk", 4, 32, 16)
     trained = read_sae(run, read_run(run))
-    assert trained.step == 40 and trained.config.k == trained.slots == 4
-    again = fold(trained.params, trained.fitted.site, 4)
+    assert trained.step == 40 and trained.config.model.k == trained.slots == 4
+    again = fold(trained.params, trained.normalizations.site, 4)
     np.testing.assert_array_equal(dictionary.atoms, again.atoms)
     assert dictionary.card["store_fingerprint"] == open_store(store).fingerprint
     assert dictionary.card["site"] == SITE and dictionary.card["stream"] == "img"
@@ -268,7 +267,7 @@ def test_typical_is_the_mean_where_active(exported, store):
 
 
 def test_averaged_weights_are_exported_where_there_are_any(store, tmp_path):
-    config = TrainSAEConfig(
+    config = TrainSAEConfig.of(
         store=store,
         site=SITE,
         out=tmp_path / "run",

@@ -16,7 +16,7 @@ from jaxdict.export.export import export
 from jaxdict.inspect.config import InspectConfig
 from jaxdict.inspect.inspect import inspect
 from jaxdict.itda.config import TrainITDAConfig
-from jaxdict.itda.labels import COLUMNS, chosen, label, pictures, sources
+from jaxdict.itda.labels import COLUMNS, label, pictures, select_sources, sources
 from jaxdict.itda.saved_run import run_to_dictionary
 from jaxdict.itda.train import train_itda
 from tests.harvest.synthetic import content, make_spec, write
@@ -70,9 +70,9 @@ def test_pictures_are_those_of_the_atoms_images(store):
 def test_some_of_the_atoms_keep_their_own_labels(store):
     source = np.array([[7, 1, 4], [2, 0, 0], [7, 2, 1]], np.int32)
     told = {**sources(store, IMG, source), "position": [40, 10, 20], "word": ["a", "b", "c"]}
-    some = chosen(told, source, np.array([1, 2]))
+    some = select_sources(told, source, np.array([1, 2]))
     assert (some["position"], some["word"]) == ([10, 20], ["b", "c"])
-    assert set(chosen(told, source, np.array([1]))["prompts"]) == {"2"}
+    assert set(select_sources(told, source, np.array([1]))["prompts"]) == {"2"}
 
 
 def test_text_tokens_are_told_as_words(store):

@@ -16,9 +16,11 @@ from jaxdict.evaluate.config import EvalConfig
 from jaxdict.evaluate.evaluate import evaluate
 from jaxdict.export.config import ExportConfig
 from jaxdict.export.export import export
-from jaxdict.itda import growth, select
 from jaxdict.itda.config import TrainITDAConfig
+from jaxdict.itda.growing_atoms import append, empty_atoms
+from jaxdict.itda.rules import join_all
 from jaxdict.itda.saved_run import run_to_dictionary
+from jaxdict.itda.select import select_rows
 from jaxdict.itda.train import train_itda
 from tests.jaxdict.planted import SITE, write_planted_store
 from tests.reference import itda as reference
@@ -60,7 +62,7 @@ def test_the_plain_rule_takes_every_bad_row_but_duplicates(threshold):
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     fvu = np.random.default_rng(0).random(60).astype(np.float32)
     fvu[[4, 9, 30]] = 1
-    found = order_of(*select.plain(unit, fvu, threshold, 0.99))
+    found = order_of(*join_all(unit, fvu, threshold=threshold, duplicate=0.99))
     # At 1 those join that nothing explains; the reference compares strictly.
     expected = reference.plain(unit.astype(float), fvu, min(threshold, 0.9999), 0.99)
     assert found == expected
@@ -74,11 +76,11 @@ def test_rules_that_skip_take_fewer_rows_for_the_same_bound():
     z = jnp.asarray(rows)
     count = {}
     for rule in ("cover", "worst", "plain"):
-        atoms = growth.empty(256, rows.shape[1], gram=False)
-        seen = growth.look(atoms, z, 0.3, 0.99, k=6, rule=rule)
-        atoms = growth.append(atoms, 0, seen.unit, seen.rank)
+        atoms = empty_atoms(256, rows.shape[1], gram=False)
+        seen = select_rows(atoms, z, threshold=0.3, duplicate=0.99, k=6, rule=rule)
+        atoms = append(atoms, 0, unit=seen.unit, rank=seen.rank)
         count[rule] = int(seen.joining)
-        again = growth.look(atoms, z, 0.3, 0.99, k=6, rule=rule)
+        again = select_rows(atoms, z, threshold=0.3, duplicate=0.99, k=6, rule=rule)
         assert float(jnp.mean(again.fvu > 0.3)) < 0.05
     assert max(count["cover"], count["worst"]) < 0.5 * count["plain"]
 
@@ -89,12 +91,12 @@ def test_at_equal_error_cover_needs_fewer_atoms_than_the_plain_rule():
     batches, held = rows[:3072].reshape(6, 512, -1), jnp.asarray(rows[3072:])
     found = {}
     for rule, threshold in (("cover", 0.15), ("plain", 0.25)):
-        atoms, m = growth.empty(2048, rows.shape[1], gram=False), 0
+        atoms, m = empty_atoms(2048, rows.shape[1], gram=False), 0
         for z in batches:
-            seen = growth.look(atoms, z, threshold, 0.99, k=6, rule=rule)
-            atoms = growth.append(atoms, m, seen.unit, seen.rank)
+            seen = select_rows(atoms, z, threshold=threshold, duplicate=0.99, k=6, rule=rule)
+            atoms = append(atoms, m, unit=seen.unit, rank=seen.rank)
             m += int(seen.joining)
-        left = growth.look(atoms, held, threshold, 0.99, k=6, rule=rule).fvu
+        left = select_rows(atoms, held, threshold=threshold, duplicate=0.99, k=6, rule=rule).fvu
         found[rule] = (m, float(left.mean()))
     assert found["cover"][0] < found["plain"][0]
     assert found["cover"][1] < found["plain"][1]
@@ -102,12 +104,12 @@ def test_at_equal_error_cover_needs_fewer_atoms_than_the_plain_rule():
 
 def test_a_row_that_is_not_finite_neither_joins_nor_spoils_the_others():
     rows, _ = pairs(40, seed=2)
-    atoms = growth.empty(64, rows.shape[1], gram=False)
+    atoms = empty_atoms(64, rows.shape[1], gram=False)
     for rule in ("cover", "worst", "plain"):
-        sound = growth.look(atoms, rows[1:], 0.3, 0.99, k=3, rule=rule)
+        sound = select_rows(atoms, rows[1:], threshold=0.3, duplicate=0.99, k=3, rule=rule)
         spoiled = rows.copy()
         spoiled[0, 3] = np.nan
-        seen = growth.look(atoms, spoiled, 0.3, 0.99, k=3, rule=rule)
+        seen = select_rows(atoms, spoiled, threshold=0.3, duplicate=0.99, k=3, rule=rule)
         assert seen.rank[0] == -1
         np.testing.assert_array_equal(seen.rank[1:], sound.rank)
 
@@ -119,16 +121,15 @@ def test_with_a_target_the_rows_of_the_slow_reference_join(rule):
     xs, ys, source = reference.build_pairs(
         batches.astype(float), targets.astype(float), 0.3, 3, rule=rule
     )
-    atoms, partner, m, found = growth.empty(128, x.shape[1], gram=True), jnp.zeros((128, 5)), 0, []
+    atoms, m, found = empty_atoms(128, x.shape[1], d_out=5, gram=True), 0, []
     for number, (z, t) in enumerate(zip(batches, targets, strict=True)):
-        seen = growth.look(atoms, z, 0.3, 0.99, growth.Target(partner, t), k=3, rule=rule)
-        atoms = growth.append(atoms, m, seen.unit, seen.rank)
-        partner = growth.append_partners(partner, m, seen.partner, seen.rank)
+        seen = select_rows(atoms, z, t, threshold=0.3, duplicate=0.99, k=3, rule=rule)
+        atoms = append(atoms, m, unit=seen.unit, rank=seen.rank, target=seen.target)
         found += [(number, row) for row in order_of(seen.rank, seen.joining)]
         m += int(seen.joining)
     assert found == source and 10 < m < 128
-    np.testing.assert_allclose(atoms.unit[:m], xs, atol=1e-6)
-    np.testing.assert_allclose(partner[:m], ys, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(atoms.prepared.unit[:m], xs, atol=1e-6)
+    np.testing.assert_allclose(atoms.target[:m], ys, rtol=1e-5, atol=1e-6)
 
 
 def test_a_threshold_of_one_takes_what_nothing_explains(store, tmp_path):

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from harvest.store import StoreSpec, create_store, open_store
 from jaxdict.dictionary import coder
 from jaxdict.dictionary.files import load_dictionary, save_dictionary
-from jaxdict.itda import growth, select
 from jaxdict.itda.config import TrainITDAConfig
+from jaxdict.itda.growing_atoms import append, empty_atoms, enlarge, power_of_two
+from jaxdict.itda.rules import Reconstruction, join_one_by_one
 from jaxdict.itda.saved_run import run_to_dictionary
+from jaxdict.itda.select import select_rows
 from jaxdict.itda.threshold_search import MOST_TRIALS, Trial, next_threshold
 from jaxdict.itda.train import train_itda
 from jaxdict.rows.single_pass import SinglePass
@@ -101,7 +103,9 @@ def test_selection_is_that_of_the_slow_reference(seed, threshold, empty, zeros, 
     scale = np.maximum((rebuilt * unit).sum(1), 0) / np.maximum((rebuilt**2).sum(1), 1e-9)
     rebuilt *= scale[:, None]
     fvu = np.where(rebuilt.any(1), ((unit - rebuilt) ** 2).sum(1), unit.any(1)).astype(np.float32)
-    rank, count = select.one_by_one(unit, rebuilt, fvu, threshold, 0.99, by=rule)
+    rank, count = join_one_by_one(
+        Reconstruction(unit, rebuilt), fvu, threshold=threshold, duplicate=0.99, by=rule
+    )
     chosen = np.argsort(np.where(rank >= 0, rank, 99), kind="stable")[: int(count)].tolist()
     expected = reference.select(
         unit.astype(float), rebuilt.astype(float), fvu, threshold, 0.99, rule
@@ -116,35 +120,36 @@ def test_selection_is_that_of_the_slow_reference(seed, threshold, empty, zeros, 
 def test_a_build_keeps_the_rows_of_the_slow_reference(gram, rule):
     batches = sparse_rows(160, seed=4).reshape(5, 32, D)
     expected, source = reference.build(batches.astype(float), 0.25, 3, rule=rule)
-    atoms, m, found = growth.empty(64, D, gram=gram), 0, []
+    atoms, m, found = empty_atoms(64, D, gram=gram), 0, []
     for number, z in enumerate(batches):
-        seen = growth.look(atoms, z, 0.25, 0.99, k=3, rule=rule)
-        atoms = growth.append(atoms, m, seen.unit, seen.rank)
+        seen = select_rows(atoms, z, threshold=0.25, duplicate=0.99, k=3, rule=rule)
+        atoms = append(atoms, m, unit=seen.unit, rank=seen.rank)
         m += int(seen.joining)
         order = np.argsort(np.where(seen.rank >= 0, seen.rank, 99), kind="stable")
         found += [(number, int(row)) for row in order[: int(seen.joining)]]
     assert found == source
     assert 10 < m < 64
-    np.testing.assert_allclose(atoms.unit[:m], expected, atol=1e-6)
-    assert not np.asarray(atoms.unit[m:]).any()
+    np.testing.assert_allclose(atoms.prepared.unit[:m], expected, atol=1e-6)
+    assert not np.asarray(atoms.prepared.unit[m:]).any()
     if gram:
-        np.testing.assert_allclose(atoms.gram, atoms.unit @ atoms.unit.T, atol=1e-6)
+        unit = atoms.prepared.unit
+        np.testing.assert_allclose(atoms.prepared.gram, unit @ unit.T, atol=1e-6)
 
 
 def test_growing_compiles_once_for_each_power_of_two():
     rows = np.random.default_rng(0).normal(size=(512, 24)).astype(np.float32)
-    atoms, m, capacities = growth.empty(64, 24, gram=False), 0, set()
-    before = growth.look._cache_size()
+    atoms, m, capacities = empty_atoms(64, 24, gram=False), 0, set()
+    before = select_rows._cache_size()
     for z in rows.reshape(-1, 64, 24):
-        seen = growth.look(atoms, z, 0.2, 0.99, k=1)
-        capacities.add(atoms.m)
-        if m + int(seen.joining) > atoms.m:
-            atoms = growth.grow(atoms, growth.power_of_two(m + int(seen.joining)))
-        atoms = growth.append(atoms, m, seen.unit, seen.rank)
+        seen = select_rows(atoms, z, threshold=0.2, duplicate=0.99, k=1)
+        capacities.add(atoms.capacity)
+        if m + int(seen.joining) > atoms.capacity:
+            atoms = enlarge(atoms, power_of_two(m + int(seen.joining)))
+        atoms = append(atoms, m, unit=seen.unit, rank=seen.rank)
         m += int(seen.joining)
     assert m > 128
     assert all(c & (c - 1) == 0 for c in capacities)
-    assert growth.look._cache_size() - before == len(capacities) <= np.log2(m)
+    assert select_rows._cache_size() - before == len(capacities) <= np.log2(m)
 
 
 # The search for a threshold
@@ -183,9 +188,9 @@ def test_the_search_ends_near_the_atoms_asked_for(atoms, slope, one, growth_rate
 def test_every_training_row_comes_once_with_its_place(store):
     opened = open_store(store)
     source = source_of(opened, SITE, steps=(1,))
-    once = SinglePass(source, batch=37, seed=3, pool=60, rows=0)
-    batches = list(once.read())
-    assert len(batches) == once.batches
+    single_pass = SinglePass(source, batch=37, seed=3, pool=60, rows=0)
+    batches = list(single_pass.read())
+    assert len(batches) == single_pass.batches
     places = np.concatenate([b.places[: b.count] for b in batches])
     bits = np.concatenate([b.bits[: b.count] for b in batches])
     assert len({tuple(p) for p in places}) == len(places) == source.rows == 30 * TOKENS
@@ -193,8 +198,8 @@ def test_every_training_row_comes_once_with_its_place(store):
     assert set(places[:, 0]) == set(opened.indices("train"))
     np.testing.assert_array_equal(bits, opened.read_bits(SITE)[tuple(places.T)])
     assert not batches[-1].bits[batches[-1].count :].any()
-    for start in (1, 2, 5, once.batches):
-        for one, other in zip(once.read(start), batches[start:], strict=True):
+    for start in (1, 2, 5, single_pass.batches):
+        for one, other in zip(single_pass.read(start), batches[start:], strict=True):
             np.testing.assert_array_equal(one.bits, other.bits)
             np.testing.assert_array_equal(one.places, other.places)
     some = SinglePass(source, batch=37, seed=3, pool=60, rows=100)

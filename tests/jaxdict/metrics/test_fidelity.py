@@ -12,7 +12,7 @@ import pytest
 from jaxdict.codes.codes import Codes
 from jaxdict.metrics import distributions
 from jaxdict.metrics import fidelity as metrics
-from jaxdict.metrics.quality import plain, quality_of
+from jaxdict.metrics.quality import quality_of, without_nan
 from tests.reference import sae as reference
 
 
@@ -189,7 +189,7 @@ def test_quality_of_one_measurement_is_its_summary(rows):
 
 
 def test_what_json_does_not_have_becomes_none():
-    assert plain({"a": {"b": float("nan"), "c": float("inf")}, "d": [1], "e": 0.5}) == {
+    assert without_nan({"a": {"b": float("nan"), "c": float("inf")}, "d": [1], "e": 0.5}) == {
         "a": {"b": None, "c": None},
         "d": [1],
         "e": 0.5,

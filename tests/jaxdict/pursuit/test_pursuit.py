@@ -12,8 +12,8 @@ from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp
 
 from jaxdict.codes.codes import decode
+from jaxdict.codes.topk import argmax
 from jaxdict.pursuit import STATUS, Status, choose_method, gradient_pursuit, prepare_atoms
-from jaxdict.pursuit.step import argmax
 from tests.reference import pursuit as reference
 
 METHODS = ("residual", "gram")

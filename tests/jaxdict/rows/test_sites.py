@@ -37,7 +37,7 @@ def store(tmp_path_factory):
 
 
 def trained(store, *patterns):
-    config = TrainSAEConfig(store=store, site=",".join(patterns), out=store / "run")
+    config = TrainSAEConfig.of(store=store, site=",".join(patterns), out=store / "run")
     return sites_of(config, open_store(store))
 
 
