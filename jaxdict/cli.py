@@ -30,7 +30,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "demo": Verb(
-        "jaxdict.demo.demo:DemoConfig",
+        "jaxdict.demo.config:DemoConfig",
         "jaxdict.demo.demo:demo",
         "the whole journey on the embedded model, in minutes",
         extra="flux,interp",

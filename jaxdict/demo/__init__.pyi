@@ -1,1 +1,1 @@
-from .demo import DemoConfig as DemoConfig
+from .config import DemoConfig as DemoConfig

@@ -17,7 +17,7 @@ _INK, _SOFT, _PAPER = (28, 32, 40), (104, 112, 124), (255, 255, 255)
 
 
 def draw_sheet(out: Path, summary: dict[str, Any]) -> Path:
-    """Draws out/sheet.png from what a demo left in `out`.
+    """Draw sheet.png from what a demo left in its folder.
 
     Args:
         out: the demo's folder (store, report-sae, report-itda, steered).
@@ -40,10 +40,10 @@ def draw_sheet(out: Path, summary: dict[str, Any]) -> Path:
     for panel in panels:
         sheet.paste(panel, (_MARGIN, top))
         top += panel.height + _MARGIN
-    target = out / "sheet.png"
-    with whole_file(target) as draft:
+    path = out / "sheet.png"
+    with whole_file(path) as draft:
         sheet.save(draft, format="PNG", optimize=True)
-    return target
+    return path
 
 
 def _title(summary: dict[str, Any]) -> Any:
@@ -61,7 +61,7 @@ def _title(summary: dict[str, Any]) -> Any:
 
 
 def _drawn(out: Path) -> Any:
-    """Held-out pictures, as the embedded model drew them."""
+    """Held-out pictures as the embedded model drew them."""
     store = open_store(out / "store")
     images = store.indices("validation")[:24]
     side, gap = 116, 11
@@ -74,7 +74,7 @@ def _drawn(out: Path) -> Any:
 
 
 def _features(out: Path, kind: str, part: dict[str, Any]) -> Any:
-    """The clearest features: their top pictures with heat, what they tell, how well."""
+    """The clearest features: their top pictures with heat, the attribute each tells, and how well."""
     from PIL import Image
 
     rows = part["clearest"][:5]
@@ -97,7 +97,7 @@ def _features(out: Path, kind: str, part: dict[str, Any]) -> Any:
 
 
 def _steered(out: Path, summary: dict[str, Any]) -> Any:
-    """The sheet of the steered pictures, with its result in words."""
+    """The sheet of steered pictures, with the result in words."""
     from PIL import Image
 
     steering = summary["steering"]
