@@ -1,12 +1,12 @@
-"""The feature index: what was seen of every feature of a dictionary on a store, as arrays in one folder.
+"""The feature index: when every feature of a dictionary fires on a store, as arrays in one folder.
 
-A folder with two files that matter, readable without this package:
+Two files hold it, readable without this package:
 
 * `index.npz`: the arrays, one row a feature (see `ARRAYS`);
 * `index.json`: format and version, dictionary, store, prompts, words, tags, and a checksum of the arrays.
 
-Beside them lie `summary.json` and `config.json`. Heat maps are kept sparse: the tokens where the feature is active at
-the step of an example, and their values.
+`summary.json` and `config.json` are beside them. Heat maps are sparse: the tokens where the feature is active at the
+step of an example, and their values.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class FeatureIndex:
-    """Everything the index knows; `facts` is the JSON file, the rest are arrays with one row a feature.
+    """A feature index: `facts` is the JSON file, the rest are arrays with one row a feature.
 
     Attributes:
         facts: kind, site, stream, m, d, k, grid, steps, prompts, seeds, words, tags, dictionary, store, summary, ...
@@ -103,12 +103,12 @@ class FeatureIndex:
         step_mean: mean value over all rows of a step, zeros included.
         step_density: share of the rows of a step where it is active.
         example_image: image (in the store) of each example, -1 where there is none; the first `facts["top"]` columns
-            are the strongest images in order, the rest come from further down its range.
+            are the strongest images in order, the others come from further down the feature's range.
         example_step: step (in the store) of the example's strongest row.
         example_token: token of the example's strongest row.
         example_value: its value.
-        heat_start: offsets of each example's heat in `heat_token`, `heat_value`: example j of feature f lies at
-            heat_start[f, j] to heat_start[f, j + 1].
+        heat_start: offsets of each example's heat in `heat_token` and `heat_value`: that of example j of feature f is
+            at heat_start[f, j] to heat_start[f, j + 1].
         heat_token: tokens where the feature is active at the example's step.
         heat_value: values there.
         strong_count: images where its largest value is at least half its maximum.
@@ -117,13 +117,13 @@ class FeatureIndex:
         word_without: other images whose prompt has the word.
         word_log_odds: smoothed log-odds ratio of the word in strong images against the others.
         word_z: the log-odds ratio over its standard error.
-        auroc_selected: AUROC of each tag on the half of the images that chooses.
-        auroc: AUROC on the other half, which is reported. NaN where a tag has too few images.
+        auroc_selected: AUROC for each tag on the half of the images that chooses.
+        auroc: AUROC on the other half, which is the one to report. NaN where a tag has too few images.
         pooling: 0 = the image's largest value, 1 = its mean value; chosen on the first half.
         best_tag: the tag with the largest `auroc_selected`, -1 without tags or if never active.
         tag_feature: for each tag the feature with the largest `auroc_selected`.
-        order: features, clearest first: by `auroc_selected` of the best tag.
-        source: (image, step, token) an atom came from (itda), else -1.
+        order: features, clearest first: by `auroc_selected` of their best tag.
+        source: (image, step, token) that an ITDA atom came from, else -1.
     """
 
     facts: dict[str, Any]
@@ -166,15 +166,15 @@ class FeatureIndex:
 
     @property
     def alive(self) -> np.ndarray:
-        """Bool [m]: active at least once."""
+        """Bool [m]: whether a feature is active at least once."""
         return self.maximum > 0
 
     def examples(self, feature: int) -> np.ndarray:
-        """Columns of the examples that a feature has."""
+        """Columns of a feature's examples."""
         return np.flatnonzero(self.example_image[feature] >= 0)
 
     def heat(self, feature: int, example: int) -> np.ndarray:
-        """Float32 [tokens]: the feature's value on every token of an example's image, at the example's step."""
+        """Float32 [tokens]: the feature's value on every token of an example's image, at its step."""
         heat = np.zeros(self.facts["tokens"], np.float32)
         part = slice(
             int(self.heat_start[feature, example]), int(self.heat_start[feature, example + 1])
@@ -184,7 +184,7 @@ class FeatureIndex:
 
 
 def save_index(index: FeatureIndex, folder: Path) -> None:
-    """Write the arrays, then the facts with the checksum of the arrays, into an existing folder."""
+    """Write the arrays, then the facts with the arrays' checksum, into an existing folder."""
     arrays = folder / ARRAYS_FILE
     with open(arrays, "wb") as file:
         np.savez(file, **{name: getattr(index, name) for name in ARRAYS})
@@ -193,7 +193,7 @@ def save_index(index: FeatureIndex, folder: Path) -> None:
 
 
 def load_index(path: str | os.PathLike[str]) -> FeatureIndex:
-    """Read a feature index and check all of it.
+    """Read and check a feature index.
 
     Args:
         path: a folder written by `jaxdict interp index`.
@@ -202,8 +202,8 @@ def load_index(path: str | os.PathLike[str]) -> FeatureIndex:
         The index.
 
     Raises:
-        FileNotFoundError: no such folder, or one of its two files is missing.
-        ValueError: not an index, written by a newer version, damaged, or inconsistent.
+        FileNotFoundError: there is no such folder, or one of its two files is missing.
+        ValueError: it is not an index, or a newer version's, or damaged.
     """
     folder = Path(path)
     for name in (FACTS_FILE, ARRAYS_FILE):
@@ -234,7 +234,11 @@ def load_index(path: str | os.PathLike[str]) -> FeatureIndex:
 
 
 def _check(index: FeatureIndex) -> None:
-    """Raise ValueError, naming the field, unless facts and arrays fit each other."""
+    """Check that facts and arrays fit each other.
+
+    Raises:
+        ValueError: they do not; the message names the field.
+    """
     facts = index.facts
     for name, kind in _FACTS.items():
         if name not in facts or not isinstance(facts[name], kind):

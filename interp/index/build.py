@@ -1,4 +1,4 @@
-"""The verb `interp index`: read a store once through a dictionary and write down when each feature fires."""
+"""The verb `interp index`: read a store once, encode it with a dictionary, write when each feature fires."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from harvest.atomic import write_json
+from harvest.atomic import whole_folder, write_json
 from harvest.sites import parse_site
 from harvest.store import open_store
 from interp.config import IndexConfig
-from interp.folder import check_free, replaced
 from interp.index import ground_truth
 from interp.index.arrays import (
     CONFIG_FILE,
@@ -29,66 +28,70 @@ from interp.index.arrays import (
     save_index,
 )
 from interp.index.encode import Fit, Selection, encode, select, spill, unspill
-from interp.index.gather import Gatherer, HeatMaps, Postings, example_ranks
+from interp.index.examples import HeatMaps, example_ranks
+from interp.index.postings import CodeStatistics, Postings
 from interp.index.summary import summarize
 from interp.index.words import Words, telling_words
+from interp.overwrite import check_overwrite
 from steer.coder import Coder
 
 _STRONG = 0.5
+"""Share of a feature's maximum from which on an image counts as strong."""
 _SCORE_CELLS = 2**22
+"""Numbers in the largest [images, features] matrix that is scored at once."""
 
 
 def build_index(config: IndexConfig) -> dict[str, Any]:
     """Index every feature of a dictionary on a store and write the folder `config.out`.
 
-    The activations are read and encoded once; the sparse codes wait in a temporary file beside the result for the
-    second reading that histograms and heat maps need, because they depend on maxima.
+    The activations are read and encoded once. Histograms and heat maps depend on the features' maxima, so the sparse
+    codes are kept in a temporary file beside the result and read a second time.
 
     Args:
         config: what to read and what to keep.
 
     Returns:
         The summary, also written as summary.json: features, alive, dead_share, images, rows, fvu, l0, `attributes`
-        (median AUROC and each tag's feature, AUROC where it was chosen and where it is reported), `clearest` (five).
+        (the median AUROC, and for each tag its feature with the AUROC on both halves), and the five `clearest`.
 
     Raises:
-        FileNotFoundError: no such dictionary or store.
+        FileNotFoundError: the dictionary or the store does not exist.
         FileExistsError: `config.out` holds something other than an index.
-        ValueError: the store has no such site, width, step or split; or it has no finished image.
+        ValueError: the store has no such site, width, step or split, or no finished image.
     """
-    check_free(config.out, marker=FACTS_FILE, names=FILES)
+    check_overwrite(config.out, marker=FACTS_FILE, names=FILES)
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     coder = Coder.from_pretrained(config.dictionary, device=device)
     selection = select(config, coder, open_store(config.store))
     store, _, images, steps, tokens = selection
-    with replaced(config.out, marker=FACTS_FILE, names=FILES) as folder:
-        gatherer = Gatherer(coder.m, len(steps), tokens)
+    with whole_folder(config.out) as folder:
+        statistics = CodeStatistics(coder.m, len(steps), tokens)
         with tempfile.TemporaryFile(dir=folder) as file:
             fit = Fit(coder.d_out)
             batches = encode(config, coder, selection, fit)
-            sizes = [spill(file, gatherer, *batch) for batch in batches]
+            sizes = [spill(file, statistics, *batch) for batch in batches]
             file.seek(0)
-            postings = gatherer.postings()
+            postings = statistics.postings()
             ranks = example_ranks(postings.start, top=config.top, quantiles=config.quantiles)
             entry = ranks[ranks >= 0]
             maps = HeatMaps(
                 postings.feature[entry],
                 postings.image[entry],
                 postings.row[entry] // tokens,
-                maximum=gatherer.maximum,
+                maximum=statistics.maximum,
                 steps=len(steps),
                 bins=config.bins,
             )
             for size in tqdm(sizes, desc="heat maps", unit="batch", disable=len(sizes) < 20):
                 maps.add(*unspill(file, size))
         prompts = [store.prompts[image] for image in images]
-        words = _words(postings, prompts, gatherer, keep=config.words)
-        scores, tags = _scores(selection, prompts, gatherer, postings, seed=config.seed)
-        arrays = _arrays(postings, gatherer, ranks, maps, selection)
+        words = _words(postings, statistics, prompts, keep=config.words)
+        scores, tags = _scores(postings, statistics, selection, prompts, seed=config.seed)
+        arrays = _arrays(postings, statistics, selection, ranks=ranks, maps=maps)
         facts = _facts(config, coder, selection, prompts)
-        summary = summarize(gatherer, scores, tags, fvu=fit.fvu)
+        summary = summarize(statistics, scores, tags, fvu=fit.fvu)
         index = FeatureIndex(
             facts=facts
             | {
@@ -97,12 +100,12 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
                 "tags": [list(tag) for tag in tags],
                 "tag_counts": scores.counts.tolist(),
                 "top": config.top,
-                "rows": gatherer.rows,
+                "rows": statistics.rows,
                 "fvu": summary["fvu"],
                 "l0": summary["l0"],
                 "summary": summary,
             },
-            strong_count=_strong_count(postings, gatherer),
+            strong_count=_strong_count(postings, statistics),
             word=words.word,
             word_with=words.inside,
             word_without=words.outside,
@@ -113,7 +116,7 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
             pooling=scores.pooling,
             best_tag=scores.best_tag,
             tag_feature=scores.tag_feature,
-            order=scores.order if tags else _order_by_words(words, gatherer),
+            order=scores.order if tags else _order_by_words(words, statistics),
             source=_source(coder),
             **arrays,
         )
@@ -125,44 +128,46 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
     return summary
 
 
-def _strong(postings: Postings, gatherer: Gatherer) -> np.ndarray:
+def _strong(postings: Postings, statistics: CodeStatistics) -> np.ndarray:
     """Bool [p]: entries whose value is at least half of the feature's maximum."""
-    return postings.value >= _STRONG * gatherer.maximum[postings.feature]
+    return postings.value >= _STRONG * statistics.maximum[postings.feature]
 
 
-def _strong_count(postings: Postings, gatherer: Gatherer) -> np.ndarray:
-    strong = postings.feature[_strong(postings, gatherer)]
-    return np.bincount(strong, minlength=gatherer.m).astype(np.int64)
+def _strong_count(postings: Postings, statistics: CodeStatistics) -> np.ndarray:
+    strong = postings.feature[_strong(postings, statistics)]
+    return np.bincount(strong, minlength=statistics.m).astype(np.int64)
 
 
-def _words(postings: Postings, prompts: list[str], gatherer: Gatherer, *, keep: int) -> Words:
-    strong = _strong(postings, gatherer)
+def _words(
+    postings: Postings, statistics: CodeStatistics, prompts: list[str], *, keep: int
+) -> Words:
+    strong = _strong(postings, statistics)
     return telling_words(
-        prompts, postings.feature[strong], postings.image[strong], m=gatherer.m, keep=keep
+        prompts, postings.feature[strong], postings.image[strong], m=statistics.m, keep=keep
     )
 
 
 def _scores(
+    postings: Postings,
+    statistics: CodeStatistics,
     selection: Selection,
     prompts: list[str],
-    gatherer: Gatherer,
-    postings: Postings,
     *,
     seed: int,
 ) -> tuple[ground_truth.Scores, list[tuple[str, str]]]:
-    """AUROC for every tag that has images enough; no tags when the store has no labels."""
+    """AUROC for every tag that enough images have and lack; no tags if the store has no labels."""
     store = selection.store
     known = ground_truth.collect_tags([store.labels[image] for image in selection.images])
     reports = ground_truth.halves([prompts[place] for place in known.images], seed=seed)
     keep = ground_truth.enough(known.has, reports)
     tags = [tag for tag, good in zip(known.tags, keep, strict=True) if good]
-    column = np.full(gatherer.images, -1, np.int64)
+    column = np.full(statistics.images, -1, np.int64)
     column[known.images] = np.arange(len(known.images))
     size = max(1, _SCORE_CELLS // max(1, len(known.images)))
 
     def blocks() -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        for low in range(0, gatherer.m, size):
-            high = min(low + size, gatherer.m)
+        for low in range(0, statistics.m, size):
+            high = min(low + size, statistics.m)
             part = slice(postings.start[low], postings.start[high])
             row = column[postings.image[part]]
             taken = row >= 0
@@ -170,24 +175,25 @@ def _scores(
             largest = np.zeros((len(known.images), high - low), np.float32)
             mean = np.zeros_like(largest)
             largest[place] = postings.value[part][taken]
-            mean[place] = postings.total[part][taken] / (gatherer.steps * gatherer.tokens)
+            mean[place] = postings.total[part][taken] / (statistics.steps * statistics.tokens)
             yield slice(low, high), largest, mean
 
-    return ground_truth.score(blocks(), known.has[:, keep], reports, m=gatherer.m), tags
+    return ground_truth.score(blocks(), known.has[:, keep], reports, m=statistics.m), tags
 
 
 def _arrays(
     postings: Postings,
-    gatherer: Gatherer,
+    statistics: CodeStatistics,
+    selection: Selection,
+    *,
     ranks: np.ndarray,
     maps: HeatMaps,
-    selection: Selection,
 ) -> dict[str, np.ndarray]:
     """Statistics, examples and heat maps in the shapes of the index."""
-    count = gatherer.active.sum(1)
-    mean = gatherer.total.sum(1) / np.maximum(count, 1)
+    count = statistics.active.sum(1)
+    mean = statistics.total.sum(1) / np.maximum(count, 1)
     heat_start, heat_token, heat_value = maps.result()
-    # Offsets of the examples that exist, spread over the table; an empty place starts where the next one does.
+    # Offsets of the examples, laid out as the table is: the heat of a place without one is empty.
     exists = ranks.reshape(-1) >= 0
     start = heat_start[np.concatenate([np.cumsum(exists) - exists, [exists.sum()]])]
     m, e = ranks.shape
@@ -203,25 +209,25 @@ def _arrays(
     for name, column in cells.items():
         empty = np.zeros(1, column.dtype) if name == "example_value" else -np.ones(1, column.dtype)
         table[name] = np.concatenate([column, empty])[ranks]
-    rows = gatherer.images * tokens
+    rows = statistics.images * tokens
     return table | {
-        "density": count / max(1, gatherer.rows),
+        "density": count / max(1, statistics.rows),
         "image_count": np.diff(postings.start).astype(np.int64),
         "mean": mean.astype(np.float32),
-        "maximum": gatherer.maximum,
+        "maximum": statistics.maximum,
         "histogram": maps.histogram,
-        "step_mean": (gatherer.total / rows).astype(np.float32),
-        "step_density": (gatherer.active / rows).astype(np.float32),
+        "step_mean": (statistics.total / rows).astype(np.float32),
+        "step_density": (statistics.active / rows).astype(np.float32),
         "heat_start": start.astype(np.int64),
         "heat_token": heat_token,
         "heat_value": heat_value,
     }
 
 
-def _order_by_words(words: Words, gatherer: Gatherer) -> np.ndarray:
-    """Without ground truth: the features with the most telling word first, dead ones last."""
-    z = words.z[:, 0] if words.z.shape[1] else np.zeros(gatherer.m)
-    return np.lexsort((-z, gatherer.maximum <= 0)).astype(np.int32)
+def _order_by_words(words: Words, statistics: CodeStatistics) -> np.ndarray:
+    """Features by their most telling word, as there is no ground truth; dead ones last."""
+    z = words.z[:, 0] if words.z.shape[1] else np.zeros(statistics.m)
+    return np.lexsort((-z, statistics.maximum <= 0)).astype(np.int32)
 
 
 def _source(coder: Coder) -> np.ndarray:
@@ -232,7 +238,7 @@ def _source(coder: Coder) -> np.ndarray:
 def _facts(
     config: IndexConfig, coder: Coder, selection: Selection, prompts: list[str]
 ) -> dict[str, Any]:
-    """What the JSON file says beside what the arrays give."""
+    """The part of the JSON file that does not depend on the codes."""
     store, site, images, steps, _ = selection
     dictionary = coder.dictionary
     card = {key: value for key, value in dictionary.card.items() if key != "sources"}
@@ -266,7 +272,7 @@ def _facts(
 
 
 def _relative(store: Path | str, out: Path) -> str:
-    """The store's path seen from the index, so that both can move together; a URL as it is."""
+    """The store's path seen from the index, so that both can move together; a URL stays as it is."""
     if isinstance(store, str):
         return store
     return Path(os.path.relpath(store.resolve(), out.resolve())).as_posix()

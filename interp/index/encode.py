@@ -1,4 +1,4 @@
-"""The one pass over the store: which images at which site, their codes, and how well they rebuild the rows."""
+"""The one reading of the store: which rows, their codes, and how well these rebuild them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from harvest.flags import expect
 from harvest.store import Store
 from interp.config import IndexConfig
-from interp.index.gather import Gatherer
+from interp.index.postings import CodeStatistics
 from steer.coder import Coder, Codes
 
 
@@ -21,7 +21,7 @@ class Selection(NamedTuple):
 
     Attributes:
         store: an open store.
-        site: which site of it.
+        site: one of its sites.
         images: int64, images to read, rising.
         steps: int64, indices into the captured steps.
         tokens: tokens of an image.
@@ -35,7 +35,7 @@ class Selection(NamedTuple):
 
 
 def select(config: IndexConfig, coder: Coder, store: Store) -> Selection:
-    """The rows to read.
+    """Choose the rows to read.
 
     Raises:
         ValueError: the store has no such site, width or step, no finished image in the split, or only
@@ -72,7 +72,7 @@ def _choose_site(config: IndexConfig, coder: Coder, store: Store) -> str:
 
 
 def _choose_images(config: IndexConfig, store: Store) -> np.ndarray:
-    """The images to read, rising; a seeded sample when the split has more than asked for."""
+    """The images to read, rising; a seeded sample if the split has more than asked for."""
     images = store.indices(config.split)
     if not len(images):
         raise ValueError(
@@ -88,7 +88,7 @@ def _choose_images(config: IndexConfig, store: Store) -> np.ndarray:
 def encode(
     config: IndexConfig, coder: Coder, selection: Selection, fit: Fit
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Codes of the images in order, a batch at a time: indices and values [b, steps, tokens, k]."""
+    """Encode the images in order, a batch at a time: indices and values [b, steps, tokens, k]."""
     store, site, images, steps, tokens = selection
     size = max(1, config.batch // (len(steps) * tokens))
     chosen = steps if config.steps else None
@@ -114,7 +114,7 @@ def encode(
 
 
 def _rebuilt_site(coder: Coder, selection: Selection) -> str | None:
-    """The site whose rows the codes rebuild; None for a transcoder's target that the store has not got."""
+    """The site whose rows the codes rebuild; None for a transcoder's target that the store lacks."""
     if not coder.dictionary.transcoder:
         return selection.site
     store, target = selection.store, coder.dictionary.card["target"]
@@ -123,20 +123,23 @@ def _rebuilt_site(coder: Coder, selection: Selection) -> str | None:
 
 
 class Fit:
-    """How well the dictionary rebuilds its rows, a transcoder its target's: raw FVU, from sums in float64.
+    """How well the dictionary rebuilds its rows, or a transcoder its target's: raw FVU, from sums in float64.
 
     FVU = sum ||x - x_hat||^2 / sum ||x - mean||^2
+
+    Args:
+        d: width of the rows that are rebuilt.
     """
 
     def __init__(self, d: int) -> None:
-        """Start with no rows of width d, the width that is rebuilt."""
+        """Start without any rows."""
         self.count = 0
         self.first = torch.zeros(d, dtype=torch.float64)
         self.second = torch.zeros(d, dtype=torch.float64)
         self.error = 0.0
 
     def add(self, coder: Coder, x: torch.Tensor, codes: Codes) -> None:
-        """Take rows x [n, d_out], those to rebuild, and the codes that rebuild them."""
+        """Add rows x [n, d_out] to rebuild and the codes that rebuild them."""
         for rows, indices, values in zip(
             x.split(4096), codes.indices.split(4096), codes.values.split(4096), strict=True
         ):
@@ -149,23 +152,23 @@ class Fit:
 
     @property
     def fvu(self) -> float | None:
-        """None when there were no rows, or they do not vary."""
+        """The FVU; None if there were no rows, or they do not vary."""
         spread = float((self.second - self.first.square() / max(self.count, 1)).sum())
         return self.error / spread if spread > 1e-12 * float(self.second.sum()) else None
 
 
 def spill(
-    file: IO[bytes], gatherer: Gatherer, indices: np.ndarray, values: np.ndarray
+    file: IO[bytes], statistics: CodeStatistics, indices: np.ndarray, values: np.ndarray
 ) -> tuple[int, ...]:
-    """Hand a batch of codes on, keep it in a file, and return its shape."""
-    gatherer.add(indices, values)
+    """Add a batch of codes to the statistics, write it to a file, and return its shape."""
+    statistics.add(indices, values)
     file.write(np.ascontiguousarray(indices).data)
     file.write(np.ascontiguousarray(values).data)
     return indices.shape
 
 
 def unspill(file: IO[bytes], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The next batch of codes of the file, given its shape."""
+    """Read the next batch of codes from the file, given its shape."""
     count = 4 * int(np.prod(shape))
     indices = np.frombuffer(file.read(count), np.int32).reshape(shape)
     values = np.frombuffer(file.read(count), np.float32).reshape(shape)

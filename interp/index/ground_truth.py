@@ -1,7 +1,7 @@
-"""Ground truth: how well a feature tells an attribute of the world, as the area under the ROC curve.
+"""Ground truth: how well a feature tells an attribute of the picture, as the area under the ROC curve.
 
-A feature is chosen on one half of the images and reported on the other, so that picking the best of many does not
-flatter the number. The halves are cut by prompt: no prompt lies in both.
+A feature is chosen on one half of the images and reported on the other: the best of many would look better than it is
+on the images that chose it. No prompt is in both halves.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 POOLINGS = ("max", "mean")
 LEAST = 3
-"""A tag is scored when each half has at least this many images with it and this many without."""
+"""A tag is scored if each half has at least this many images with it and as many without it."""
 
 
 class Tags(NamedTuple):
@@ -22,7 +23,7 @@ class Tags(NamedTuple):
 
     Attributes:
         tags: (attribute, value) pairs, in order of first appearance by attribute.
-        images: positions of the images that take part.
+        images: places of the images that have tags, among those read.
         has: bool [images, tags].
     """
 
@@ -32,7 +33,7 @@ class Tags(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """AUROC of every feature for every tag, both halves, and what was chosen on the first.
+    """AUROC of every feature for every tag on both halves, and what the first half chose.
 
     Attributes:
         selected: float32 [m, t], AUROC on the half that chooses.
@@ -54,38 +55,16 @@ class Scores(NamedTuple):
     counts: np.ndarray
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 along axis 0, equal values sharing the mean of their ranks.
-
-    Args:
-        values: [n, c].
-
-    Returns:
-        Float64 [n, c], exact for ties (halves of whole numbers).
-    """
-    n = values.shape[0]
-    order = np.argsort(values, axis=0, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=0)
-    place = np.broadcast_to(np.arange(n)[:, None], values.shape)
-    edge = np.ones((n + 1, *values.shape[1:]), bool)
-    edge[1:-1] = ordered[1:] != ordered[:-1]
-    first = np.maximum.accumulate(np.where(edge[:-1], place, 0), axis=0)
-    last = np.minimum.accumulate(np.where(edge[1:], place, n)[::-1], axis=0)[::-1]
-    result = np.empty(values.shape)
-    np.put_along_axis(result, order, (first + last) / 2 + 1, axis=0)
-    return result
-
-
 def auroc(values: np.ndarray, has: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of every column for every tag.
 
         AUROC = (sum of the ranks of the images with the tag - p (p + 1) / 2) / (p q)
 
-    that is the chance that a random image with the tag has a larger value than one without, ties counted as half
-    (Mann-Whitney).
+    This is the probability that a random image with the tag has a larger value than one without it, ties counting
+    half (Mann-Whitney).
 
     Args:
-        values: [n, c], one score an image and column.
+        values: [n, c], one score for each image and column.
         has: bool [n, t], p images with the tag and q without.
 
     Returns:
@@ -93,17 +72,17 @@ def auroc(values: np.ndarray, has: np.ndarray) -> np.ndarray:
     """
     positive = has.sum(0).astype(np.float64)
     negative = has.shape[0] - positive
-    total = ranks(values).T @ has.astype(np.float64)
+    total = rankdata(values, axis=0).T @ has.astype(np.float64)
     pairs = positive * negative
     wins = total - positive * (positive + 1) / 2
     return np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan)
 
 
 def collect_tags(labels: Sequence[dict[str, list[str]]]) -> Tags:
-    """The tags of the images with one object and known labels.
+    """Collect the tags of the images with one object and known labels.
 
-    An image takes part when its labels are not empty and say one object: `objects` is ["1"], or, where labels do not
-    count objects, every attribute has one value. `objects` itself is no tag.
+    An image has one object if `objects` among its labels is ["1"] or, where labels do not count objects, if every
+    attribute has one value. `objects` itself is no tag.
     """
     images = [position for position, label in enumerate(labels) if _single(label)]
     groups: dict[str, dict[str, None]] = {}
@@ -122,7 +101,7 @@ def collect_tags(labels: Sequence[dict[str, list[str]]]) -> Tags:
 
 
 def halves(prompts: Sequence[str], *, seed: int = 0) -> np.ndarray:
-    """Bool [n]: which images report (the others choose), by a hash of seed and prompt."""
+    """Bool [n]: the images that report (the others choose), by a hash of seed and prompt."""
     return np.asarray(
         [hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[0] & 1 for prompt in prompts], bool
     )
@@ -138,7 +117,7 @@ def score(
     """Score features for tags, block by block of features.
 
     Args:
-        blocks: yields (features, largest [n, c], mean [n, c]): values of each image for a block of features.
+        blocks: (features, largest [n, c], mean [n, c]): values of each image for a block of features.
         has: bool [n, t].
         reports: bool [n], the half that reports.
         m: number of features in all.
@@ -171,7 +150,7 @@ def score(
         order = np.argsort(~alive, kind="stable").astype(np.int32)
         none = np.zeros(0, np.int32)
         return Scores(selected, reported, pooling, nothing, none, order, counts)
-    # Among features with the same AUROC, often exactly 1, the one that separates by the wider gap is the clearer one.
+    # Many features have an AUROC of exactly 1: the wider gap then tells which is clearer.
     by_tag = np.lexsort((gap, selected), axis=0)
     tag_feature = by_tag[-1].astype(np.int32)
     by_feature = np.lexsort((gap, selected), axis=1)
@@ -200,7 +179,7 @@ def _single(label: dict[str, list[str]]) -> bool:
 
 
 def _gap(values: np.ndarray, has: np.ndarray) -> np.ndarray:
-    """Mean with the tag minus mean without, over the standard deviation of all; [c, t]."""
+    """Mean with the tag minus mean without it, in standard deviations of all; [c, t]."""
     values = values.astype(np.float64)
     positive = has.sum(0).astype(np.float64)
     negative = has.shape[0] - positive

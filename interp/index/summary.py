@@ -1,4 +1,4 @@
-"""The summary of an index: how many features live, and what the best of them tell."""
+"""The summary of an index: how many features are alive, and what the clearest of them tell."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from interp.index import ground_truth
-from interp.index.gather import Gatherer
+from interp.index.postings import CodeStatistics
 
 
 def summarize(
-    gatherer: Gatherer,
+    statistics: CodeStatistics,
     scores: ground_truth.Scores,
     tags: list[tuple[str, str]],
     *,
     fvu: float | None,
 ) -> dict[str, Any]:
     """The numbers of summary.json: what the index found, in short."""
-    alive = int((gatherer.maximum > 0).sum())
+    alive = int((statistics.maximum > 0).sum())
     attributes: dict[str, dict[str, Any]] = {}
     for place, (attribute, value) in enumerate(tags):
         feature = int(scores.tag_feature[place])
@@ -34,13 +34,13 @@ def summarize(
         found = [entry["auroc"] for entry in attribute["tags"].values()]
         attribute["median_auroc"] = float(np.median(found))
     return {
-        "features": gatherer.m,
+        "features": statistics.m,
         "alive": alive,
-        "dead_share": 1 - alive / gatherer.m,
-        "images": gatherer.images,
-        "rows": gatherer.rows,
+        "dead_share": 1 - alive / statistics.m,
+        "images": statistics.images,
+        "rows": statistics.rows,
         "fvu": fvu,
-        "l0": float(gatherer.active.sum() / max(1, gatherer.rows)),
+        "l0": float(statistics.active.sum() / max(1, statistics.rows)),
         "attributes": attributes,
         "clearest": _clearest(scores, tags),
     }
@@ -49,7 +49,7 @@ def summarize(
 def _clearest(
     scores: ground_truth.Scores, tags: list[tuple[str, str]], count: int = 5
 ) -> list[Any]:
-    """The first features in the order of the choosing half, each with another tag than those before it."""
+    """The clearest features on the half that chooses, no two of them for one tag."""
     result, seen = [], set()
     for feature in scores.order:
         place = int(scores.best_tag[feature])

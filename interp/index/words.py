@@ -1,4 +1,4 @@
-"""Words that go with a feature: over-represented in the prompts of the images where it fires strongly."""
+"""Words that go with a feature: frequent in the prompts of the images where it fires strongly, rare elsewhere."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 LEAST_IMAGES = 2
-"""A word has to be in this many prompts to be counted at all."""
+"""Prompts that must have a word for it to count."""
 LEAST_Z = 2.5
-"""A word has to be this many standard errors above chance to be listed."""
+"""Standard errors above chance from which on a word is listed."""
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019\-][^\W_]+)*")
 _BLOCK = 256
@@ -38,29 +38,29 @@ class Words(NamedTuple):
 
 
 def split_words(prompt: str) -> list[str]:
-    """The different words of a prompt in lower case, in order of appearance."""
+    """The words of a prompt in lower case, each once, in order of appearance."""
     return list(dict.fromkeys(word.lower() for word in _WORD.findall(prompt)))
 
 
 def telling_words(
     prompts: Sequence[str], feature: np.ndarray, image: np.ndarray, *, m: int, keep: int
 ) -> Words:
-    """Rank words by the smoothed log-odds ratio of strong images against the others.
+    """Rank words by the smoothed log-odds ratio of strong images against all others.
 
         log-odds = log (a + 1/2) / (A - a + 1/2) - log (b + 1/2) / (B - b + 1/2)
 
-    with a of A strong images and b of B others having the word (Haldane-Anscombe smoothing), ranked by
+    where a of A strong images and b of B others have the word (Haldane-Anscombe smoothing), in the order of
     z = log-odds / sqrt(1/(a + 1/2) + 1/(A - a + 1/2) + 1/(b + 1/2) + 1/(B - b + 1/2)).
 
     Args:
-        prompts: one an image.
-        feature: [p] features and
-        image: [p] positions of images: the strong (feature, image) pairs, each once.
+        prompts: one for each image.
+        feature: [p], feature of each strong (feature, image) pair; no pair occurs twice.
+        image: [p], image of each pair, a place in `prompts`.
         m: number of features.
-        keep: words a feature, at most.
+        keep: most words that are kept of a feature.
 
     Returns:
-        The words with z of at least `LEAST_Z` that at least `LEAST_IMAGES` prompts have.
+        The words that at least `LEAST_IMAGES` prompts have, with a z of at least `LEAST_Z`.
     """
     rows = [split_words(prompt) for prompt in prompts]
     total: dict[str, int] = {}
@@ -88,7 +88,7 @@ def telling_words(
         high = min(low + _BLOCK, m)
         part = slice(*np.searchsorted(feature, [low, high]))
         local, images = feature[part] - low, image[part]
-        # Every (strong image, word of its prompt) pair, laid out flat: word j of pair i.
+        # Every (strong image, word of its prompt) pair in one flat array: word j of pair i.
         repeat = length[images]
         within = np.arange(repeat.sum()) - np.repeat(np.cumsum(repeat) - repeat, repeat)
         column = flat[np.repeat(start[images], repeat) + within]

@@ -1,4 +1,4 @@
-"""Geometry of the report's small charts: numbers in, rectangles out; the templates draw them as inline SVG."""
+"""Geometry of the report's small charts, as rectangles that the templates draw as inline SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Bar(NamedTuple):
-    """One bar: a rectangle in the chart's units and the text that explains it."""
+    """One bar: a rectangle in the chart's units, and the text that explains it."""
 
     x: float
     y: float
@@ -27,7 +27,7 @@ class Tick(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A bar chart. `summary` says in words what it shows, for those who cannot see it."""
+    """A bar chart; `summary` says in words what it shows, for those who cannot see it."""
 
     width: float
     height: float
@@ -37,7 +37,7 @@ class Chart(NamedTuple):
 
 
 def number(value: float) -> str:
-    """A number in at most three significant digits, thousands grouped: 0.0123, 4.56, 1,234."""
+    """A number with at most three significant digits, thousands grouped: 0.0123, 4.56, 1,234."""
     if not math.isfinite(value):
         return "none"
     if value == 0:
@@ -107,7 +107,7 @@ def by_step(
 
 
 def densities(values: np.ndarray, *, width: float = 640, height: float = 132) -> Chart:
-    """How often features fire: a histogram of the decimal logarithm of the densities above 0."""
+    """How often features fire: a histogram of the decimal logarithms of densities above 0."""
     positive = values[values > 0]
     if not len(positive):
         return Chart(width, height, [], [], "No feature is active.")
@@ -138,7 +138,7 @@ def _bars(
     gap: float = 0.12,
     widest: float = math.inf,
 ) -> list[Bar]:
-    """Bars side by side; the largest value takes the whole height, and what is not zero stays visible."""
+    """Bars side by side: the largest value has the whole height, and any above 0 stays visible."""
     largest = max(float(np.max(values)), 1e-30) if len(values) else 1.0
     step = width / max(1, len(values))
     thick = min(step * (1 - gap), widest)

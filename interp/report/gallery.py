@@ -1,4 +1,4 @@
-"""The pictures of a report: written once, small, and under names that any feature page can share."""
+"""The pictures of a report: each written once, small, under a name that all feature pages share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Gallery:
 
     Args:
         index: the feature index.
-        store: where the pictures lie; a store without pictures gives flat gray ones.
+        store: the store with the pictures; without any, flat gray ones are drawn.
         folder: the report.
         size: longer side of a picture, in pixels.
         soft: see `interp.report.heat_maps.heat_field`.
@@ -50,7 +50,7 @@ class Gallery:
             (folder / "assets" / name).mkdir(parents=True, exist_ok=True)
 
     def load(self, images: Iterable[int]) -> None:
-        """Read these images of the store, resize them, and write each as a file of its own."""
+        """Read these images' pictures, resize them, and write each to a file of its own."""
         wanted = np.unique(np.fromiter(images, np.int64))
         if not self.has_pictures:
             gray = np.full((*self.size, 3), 150, np.uint8)
@@ -66,13 +66,15 @@ class Gallery:
             save_picture(picture, self.folder / self.picture(image))
 
     def picture(self, image: int) -> str:
-        """Where an image's picture lies, seen from the report's root."""
+        """Path of an image's picture in the report."""
         return f"assets/pictures/{image}.webp"
 
     def heat(self, feature: int) -> str | None:
-        """Write the heat maps of a feature's examples as one vertical strip, and its card; the strip's place.
+        """Write the heat maps of a feature's examples as one vertical strip, and its card.
 
-        None where tokens are not places in the picture (text stream) or there is no example.
+        Returns:
+            Path of the strip in the report; None if tokens are not places in the picture (text stream) or there
+            is no example.
         """
         examples = self.index.examples(feature)
         if not len(examples):
@@ -94,11 +96,15 @@ class Gallery:
         return f"assets/heat/{feature}.webp" if on_image else None
 
     def card(self, feature: int) -> str:
-        """Where a feature's four strongest pictures lie, as one."""
+        """Path of a feature's card in the report: its four strongest pictures as one."""
         return f"assets/cards/{feature}.webp"
 
     def source(self, feature: int) -> str | None:
-        """Write the picture an atom came from with its patch outlined; None where that cannot be shown."""
+        """Write the picture that an atom came from, its patch outlined.
+
+        Returns:
+            Its path in the report; None if the picture is not known.
+        """
         image, _, token = (int(value) for value in self.index.source[feature])
         if image not in self._pictures or not self.index.facts["store"]["trained_on"]:
             return None

@@ -1,4 +1,4 @@
-"""What the report's pages show: plain values, ready for the templates."""
+"""What the report's pages show, as plain values for the templates."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from harvest.store import Store
 from interp.index import POOLINGS, FeatureIndex
 from interp.report import charts
 from interp.report.gallery import Gallery
 
+_SPELLED = {
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "jumprelu": "JumpReLU",
+    "matryoshka": "Matryoshka",
+    "relu": "ReLU",
+}
 
-def kind_name(index: FeatureIndex) -> str:
-    """The dictionary's kind in words."""
-    names = {"topk": "TopK sparse autoencoder", "itda": "ITDA dictionary"}
-    kind = str(index.facts["kind"])
-    return names.get(kind, kind)
+
+def kind_name(kind: str) -> str:
+    """A dictionary's kind in words."""
+    if kind == "itda":
+        return "ITDA dictionary"
+    return f"{_SPELLED.get(kind, kind)} sparse autoencoder"
 
 
-def describe(index: FeatureIndex, store: Store, gallery: Gallery, feature: int) -> dict[str, Any]:
-    """Everything a feature's page shows; also writes its pictures."""
+def describe(gallery: Gallery, feature: int) -> dict[str, Any]:
+    """Everything that a feature's page shows; also writes its pictures."""
+    index = gallery.index
     facts = index.facts
     strip = gallery.heat(feature)
-    columns = index.examples(feature)
-    images = {int(image): place for place, image in enumerate(facts["images"])}
-    examples = [
-        _example(index, store, gallery, feature, int(column), images, place, len(columns))
-        for place, column in enumerate(columns)
-    ]
-    top = sum(1 for column in columns if column < facts["top"])
+    examples = _examples(gallery, feature)
+    top = sum(1 for column in index.examples(feature) if column < facts["top"])
     maximum = float(index.maximum[feature])
     return {
         "feature": feature,
@@ -50,17 +53,16 @@ def describe(index: FeatureIndex, store: Store, gallery: Gallery, feature: int) 
         "by_step": charts.by_step(
             index.step_mean[feature], index.step_density[feature], facts["steps"], facts["sigmas"]
         ),
-        "source": _source(index, gallery, feature),
-        "fires_on": _fires_on(index, store, feature),
+        "source": _source(gallery, feature),
+        "fires_on": _fires_on(gallery, feature),
     }
 
 
-def overview(
-    index: FeatureIndex, store: Store, gallery: Gallery, features: list[int]
-) -> dict[str, Any]:
-    """Everything the overview shows."""
+def overview(gallery: Gallery, features: list[int]) -> dict[str, Any]:
+    """Everything that the overview shows of the features that have a page."""
+    index = gallery.index
     facts, pages = index.facts, set(features)
-    cards = [_card(index, store, gallery, feature) for feature in features]
+    cards = [_card(gallery, feature) for feature in features]
     by_id = {card["id"]: card for card in cards}
     clearest = [entry["feature"] for entry in facts["summary"]["clearest"]]
     attributes = []
@@ -84,7 +86,7 @@ def overview(
 
 
 def _best(index: FeatureIndex, feature: int) -> dict[str, Any] | None:
-    """The tag a feature tells best, chosen on one half of the images and measured on the other."""
+    """The tag that a feature tells best, chosen on one half of the images and measured on the other."""
     place = int(index.best_tag[feature])
     if place < 0:
         return None
@@ -116,7 +118,7 @@ def _words(index: FeatureIndex, feature: int) -> list[dict[str, Any]]:
 
 
 def _attributes(index: FeatureIndex, feature: int) -> list[dict[str, Any]]:
-    """AUROC of one feature for every tag, grouped by attribute."""
+    """AUROC of a feature for every tag, grouped by attribute."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for place, (attribute, value) in enumerate(index.facts["tags"]):
         entry = {
@@ -130,16 +132,29 @@ def _attributes(index: FeatureIndex, feature: int) -> list[dict[str, Any]]:
     return [{"name": name, "tags": tags} for name, tags in groups.items()]
 
 
-def _example(
-    index: FeatureIndex,
-    store: Store,
-    gallery: Gallery,
-    feature: int,
-    column: int,
-    images: dict[int, int],
-    place: int,
-    count: int,
-) -> dict[str, Any]:
+def _examples(gallery: Gallery, feature: int) -> list[dict[str, Any]]:
+    """A feature's examples; `position` is that of their tile in the strip, in percent of the way down."""
+    columns = gallery.index.examples(feature)
+    facts, last = gallery.index.facts, len(columns) - 1
+    images = {int(image): place for place, image in enumerate(facts["images"])}
+    examples = []
+    for place, column in enumerate(columns):
+        example = _example(gallery, feature, int(column))
+        known = images[example["image"]]
+        examples.append(
+            example
+            | {
+                "prompt": facts["prompts"][known],
+                "seed": facts["seeds"][known],
+                "position": round(100 * place / last, 4) if last else 0,
+            }
+        )
+    return examples
+
+
+def _example(gallery: Gallery, feature: int, column: int) -> dict[str, Any]:
+    """One example: its image, step, value, and where in the image the feature fires."""
+    index = gallery.index
     facts = index.facts
     image = int(index.example_image[feature, column])
     token = int(index.example_token[feature, column])
@@ -148,22 +163,19 @@ def _example(
     maximum = max(float(index.maximum[feature]), 1e-30)
     example = {
         "image": image,
-        "prompt": facts["prompts"][images[image]],
-        "seed": facts["seeds"][images[image]],
         "step": step,
         "sigma": facts["sigmas"][facts["steps"].index(step)],
         "value": value,
         "share": value / maximum,
         "picture": gallery.picture(image),
-        "position": round(100 * place / (count - 1), 4) if count > 1 else 0,
         "tokens": [],
     }
     if facts["stream"] == "img":
         y, x = divmod(token, facts["grid"][1])
         return example | {"where": f"row {y + 1}, column {x + 1}"}
-    words = store.words[image]
+    words = gallery.store.words[image]
     heat = index.heat(feature, column) / maximum
-    # Padding after the prompt tells nothing where the feature is quiet: leave out all but one.
+    # Padding after the prompt says nothing where the feature is quiet: one token of it is enough.
     last = len(words)
     while last > 1 and words[last - 1] == words[last - 2] and heat[last - 1] == 0:
         last -= 1
@@ -172,8 +184,9 @@ def _example(
     return example | {"where": where, "tokens": shown}
 
 
-def _source(index: FeatureIndex, gallery: Gallery, feature: int) -> dict[str, Any] | None:
-    """Where an ITDA atom came from."""
+def _source(gallery: Gallery, feature: int) -> dict[str, Any] | None:
+    """Where an ITDA atom came from; None for other kinds."""
+    index = gallery.index
     image, step, token = (int(value) for value in index.source[feature])
     if image < 0:
         return None
@@ -191,21 +204,24 @@ def _source(index: FeatureIndex, gallery: Gallery, feature: int) -> dict[str, An
     }
 
 
-def _fires_on(index: FeatureIndex, store: Store, feature: int) -> list[tuple[str, int]]:
-    """Text stream: the tokens on which the examples are strongest, most frequent first, with counts."""
+def _fires_on(gallery: Gallery, feature: int) -> list[tuple[str, int]]:
+    """In the text stream, the tokens at which examples are strongest, most frequent first, with counts."""
+    index = gallery.index
     if index.facts["stream"] != "txt":
         return []
     found: Counter[str] = Counter()
     for column in index.examples(feature):
-        words = store.words[int(index.example_image[feature, column])]
+        words = gallery.store.words[int(index.example_image[feature, column])]
         if words:
             found[words[int(index.example_token[feature, column])]] += 1
     return found.most_common(8)
 
 
-def _card(index: FeatureIndex, store: Store, gallery: Gallery, feature: int) -> dict[str, Any]:
+def _card(gallery: Gallery, feature: int) -> dict[str, Any]:
+    """What the overview shows of a feature."""
+    index = gallery.index
     words = [word["word"] for word in _words(index, feature)]
-    fires_on = [token for token, _ in _fires_on(index, store, feature)]
+    fires_on = [token for token, _ in _fires_on(gallery, feature)]
     best = _best(index, feature)
     told = f"{best['attribute']} {best['value']}" if best else ""
     return {
@@ -221,7 +237,7 @@ def _card(index: FeatureIndex, store: Store, gallery: Gallery, feature: int) -> 
 
 
 def _details(index: FeatureIndex) -> list[tuple[str, str]]:
-    """The facts in the overview's header: what the dictionary is and how well it does on these images."""
+    """The facts in the overview's header: what the dictionary is, and how well it does on these images."""
     facts = index.facts
     model = facts["store"]["model"]
     if isinstance(model, dict):

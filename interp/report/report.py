@@ -1,4 +1,4 @@
-"""The verb `interp report`: a feature index as web pages that need no network and no server."""
+"""The verb `interp report`: a feature index as web pages that need neither network nor server."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import jinja2
 from tqdm import tqdm
 
-from harvest.atomic import write_json
+from harvest.atomic import whole_folder, write_json
 from harvest.store import Store, open_store
 from interp.config import ReportConfig
-from interp.folder import check_free, replaced
 from interp.index import FeatureIndex, load_index
+from interp.overwrite import check_overwrite
 from interp.report import charts
 from interp.report.gallery import Gallery
 from interp.report.pages import describe, kind_name, overview
@@ -28,7 +28,7 @@ _NEUTRAL = {
     **{"white": "#f6f5f2", "gray": "#84868a", "black": "#161619", "cream": "#eed8aa"},
     **{"navy": "#1b2a52", "brown": "#7a4a28"},
 }
-"""Tag values that are shown with a swatch of their colour."""
+"""Tag values that are colours, and the swatches that are shown beside them."""
 
 
 def write_report(config: ReportConfig) -> dict[str, Any]:
@@ -38,14 +38,14 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
         config: the index, and what to draw of it.
 
     Returns:
-        {"report": path of index.html, "pages": feature pages written, "features": all features}.
+        {"report": path of index.html, "pages": number of feature pages, "features": of all features}.
 
     Raises:
-        FileNotFoundError: no such index.
+        FileNotFoundError: the index does not exist.
         FileExistsError: `config.out` holds something other than a report.
         ValueError: the index is damaged, or the store is not the one that was indexed.
     """
-    check_free(config.out, marker=MARKER, names=_NAMES)
+    check_overwrite(config.out, marker=MARKER, names=_NAMES)
     index = load_index(config.index)
     store = _store(config, index)
     features = choose_features(index, config.features)
@@ -57,11 +57,15 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": charts.number, "percent": charts.percent, "swatch": _swatch}
-    with replaced(config.out, marker=MARKER, names=_NAMES) as folder:
+    with whole_folder(config.out) as folder:
         (folder / "features").mkdir()
         gallery = Gallery(index, store, folder, size=config.size, soft=config.heat == "soft")
         gallery.load(_images(index, features))
-        shared = {"site": index.facts["site"], "kind": kind_name(index), "facts": index.facts}
+        shared = {
+            "site": index.facts["site"],
+            "kind": kind_name(index.facts["kind"]),
+            "facts": index.facts,
+        }
         page = environment.get_template("feature.html")
         for place, feature in enumerate(tqdm(features, desc="pages", unit="page")):
             near = {
@@ -70,10 +74,10 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
                 "place": place + 1,
                 "pages": len(features),
             }
-            text = page.render(shared | near | describe(index, store, gallery, feature))
+            text = page.render(shared | near | describe(gallery, feature))
             (folder / "features" / f"{feature}.html").write_text(text, encoding="utf-8")
         text = environment.get_template("overview.html").render(
-            shared | overview(index, store, gallery, features)
+            shared | overview(gallery, features)
         )
         (folder / "index.html").write_text(text, encoding="utf-8")
         marker = {"format": FORMAT, "version": VERSION, "pages": len(features)}
@@ -88,11 +92,11 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
 
 
 def choose_features(index: FeatureIndex, limit: int) -> list[int]:
-    """Features that get a page, clearest first: the best feature of each tag, then the clearest others.
+    """Choose the features that get a page, clearest first.
 
     Args:
         index: the feature index.
-        limit: pages at most; 0 means every live feature.
+        limit: most pages; 0 means every live feature. The best feature of each tag has precedence over clearer ones.
     """
     alive = [int(feature) for feature in index.order if index.alive[feature]]
     if not limit or len(alive) <= limit:
@@ -104,7 +108,7 @@ def choose_features(index: FeatureIndex, limit: int) -> list[int]:
 
 
 def _store(config: ReportConfig, index: FeatureIndex) -> Store:
-    """The store that was indexed, found beside the index or where the config says."""
+    """The store that was indexed, at its place relative to the index or where the config says."""
     known = index.facts["store"]
     path = config.store or (config.index / known["path"])
     try:
@@ -122,7 +126,7 @@ def _store(config: ReportConfig, index: FeatureIndex) -> Store:
 
 
 def _images(index: FeatureIndex, features: list[int]) -> set[int]:
-    """Every image that the pages show."""
+    """All images that the pages show."""
     images = set(index.example_image[features].reshape(-1).tolist())
     if index.facts["store"]["trained_on"]:
         images |= set(index.source[features, 0].tolist())
@@ -130,5 +134,5 @@ def _images(index: FeatureIndex, features: list[int]) -> set[int]:
 
 
 def _swatch(value: str) -> str:
-    """A CSS colour for the names of colours, else an empty text."""
+    """The CSS colour of a tag value; empty if it is no colour."""
     return _NEUTRAL.get(value.lower(), "")

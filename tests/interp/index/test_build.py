@@ -12,7 +12,8 @@ from harvest.store import StoreSpec, create_store, open_store
 from interp.config import IndexConfig
 from interp.index.arrays import FILES, load_index
 from interp.index.build import build_index
-from interp.index.gather import Gatherer, HeatMaps, example_ranks
+from interp.index.examples import HeatMaps, example_ranks
+from interp.index.postings import CodeStatistics
 from interp.index.words import split_words, telling_words
 from jaxdict.dictionary.arrays import Dictionary
 from jaxdict.dictionary.files import save_dictionary
@@ -132,31 +133,31 @@ def test_batches_of_any_size_give_the_same_arrays(world):
     values = rng.integers(0, 3, indices.shape).astype(np.float32)
     results = []
     for size in (9, 1, 4):
-        gatherer = Gatherer(5, 2, 3)
+        statistics = CodeStatistics(5, 2, 3)
         for low in range(0, 9, size):
-            gatherer.add(indices[low : low + size], values[low : low + size])
-        postings = gatherer.postings()
+            statistics.add(indices[low : low + size], values[low : low + size])
+        postings = statistics.postings()
         ranks = example_ranks(postings.start, top=3, quantiles=2)
         entry = ranks[ranks >= 0]
         maps = HeatMaps(
             postings.feature[entry],
             postings.image[entry],
             postings.row[entry] // 3,
-            maximum=gatherer.maximum,
+            maximum=statistics.maximum,
             steps=2,
             bins=4,
         )
         for low in range(0, 9, size):
             maps.add(indices[low : low + size], values[low : low + size])
         results.append(
-            [*postings, ranks, gatherer.active, gatherer.total, maps.histogram, *maps.result()]
+            [*postings, ranks, statistics.active, statistics.total, maps.histogram, *maps.result()]
         )
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
-    postings = Gatherer(5, 2, 3)
-    postings.add(indices, values)
-    found = postings.postings()
+    statistics = CodeStatistics(5, 2, 3)
+    statistics.add(indices, values)
+    found = statistics.postings()
     for feature in range(5):
         part = slice(found.start[feature], found.start[feature + 1])
         key = list(zip(-found.value[part], found.image[part], strict=True))

@@ -2,23 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from interp.index.ground_truth import LEAST, auroc, collect_tags, enough, halves, ranks, score
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    hnp.arrays(
-        np.float32, st.tuples(st.integers(1, 12), st.integers(1, 4)), elements=st.integers(0, 4)
-    )
-)
-def test_ranks_share_ties_like_scipy(values):
-    np.testing.assert_array_equal(ranks(values), rankdata(values, axis=0))
+from interp.index.ground_truth import LEAST, auroc, collect_tags, enough, halves, score
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10_000])

@@ -16,7 +16,9 @@ from interp.config import IndexConfig, ReportConfig
 from interp.index.arrays import load_index
 from interp.index.build import build_index
 from interp.report import charts
+from interp.report.pages import kind_name
 from interp.report.report import choose_features, write_report
+from jaxdict.dictionary import ENCODER_KINDS
 
 VOID = {"meta", "img", "link", "br", "input", "hr", "line", "rect", "path"}
 
@@ -283,6 +285,14 @@ def test_bad_settings_name_the_flag(changes):
     name = next(iter(changes))
     with pytest.raises(ValueError, match=f"--{name}: expected .*, got .*; "):
         ReportConfig(index=Path("i"), out=Path("o"), **changes)
+
+
+def test_every_kind_of_dictionary_has_a_name():
+    names = {kind: kind_name(kind) for kind in (*ENCODER_KINDS, "itda")}
+    assert names["topk"] == "TopK sparse autoencoder" and names["itda"] == "ITDA dictionary"
+    assert len(set(names.values())) == len(names)
+    for kind, name in names.items():
+        assert name.split()[0].lower() == kind and name[0].isupper()
 
 
 def test_numbers_are_short():
