@@ -22,7 +22,7 @@ from jaxtyping import Array
 from jaxdict.devices import FULL_PRECISION
 from jaxdict.dictionary import Dictionary
 from jaxdict.metrics import BatchReport, Measurement, batch_sums, measure_blocks, row_sums
-from jaxdict.rows import Source, floats, image_rows, normalization
+from jaxdict.rows import Source, fit, floats, image_rows
 
 _FLOOR = 1e-6
 
@@ -41,7 +41,7 @@ class BaselineFit(NamedTuple):
     vectors: np.ndarray
 
 
-def fit(train: Source) -> BaselineFit:
+def fit_baselines(train: Source) -> BaselineFit:
     """Mean, standard deviations and principal components of rows, streaming, in float64.
 
     Args:
@@ -50,7 +50,7 @@ def fit(train: Source) -> BaselineFit:
     Raises:
         ValueError: rows that are not finite, or all the same.
     """
-    fitted = normalization.fit(lambda: image_rows(train.blocks()), "whiten", floor=1e-12)
+    fitted = fit(lambda: image_rows(train.blocks()), "whiten", floor=1e-12)
     variance = np.square(fitted.inverse).sum(0)
     std = np.sqrt(np.maximum(variance, _FLOOR * variance.mean()))
     vectors = fitted.transform / np.linalg.norm(fitted.transform, axis=0)

@@ -1,7 +1,4 @@
-"""Settings of the training room's verbs: one frozen dataclass a verb, checked when it is made.
-
-Imports neither torch nor jax, so that `--help` is quick.
-"""
+"""Settings of `jaxdict eval`. Imports neither torch nor jax, so that `--help` is quick."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _rivals(
     """Pursuit if asked for, and the baselines, on the rows of one site."""
     site = rows.source.site
     options: dict[str, Any] = {"batch": config.batch, "memory_mb": config.memory_mb}
-    fitted = baselines.fit(rows.train)
+    fitted = baselines.fit_baselines(rows.train)
     found = {}
     if config.encoder == "pursuit" and dictionary.kind != "itda":
         std = None if _pursuit_space(dictionary) == "raw" else fitted.std

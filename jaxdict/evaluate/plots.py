@@ -11,7 +11,7 @@ import numpy as np
 
 from harvest.store import stream_of
 from jaxdict import plots
-from jaxdict.metrics import Quality, distributions
+from jaxdict.metrics import ANGLES, Quality, density
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,7 +165,7 @@ def _per_dimension(axes: Axes, ways: Mapping[str, Quality]) -> None:
 def _density(axes: Axes, ways: Mapping[str, Quality]) -> None:
     """Features by the share of rows on which they are active; those that never are stand apart."""
     shown = {name: ways[name] for name in ("own", "pursuit") if name in ways}
-    found = {name: distributions.density(one.fired, one.raw.rows) for name, one in shown.items()}
+    found = {name: density(one.fired, one.raw.rows) for name, one in shown.items()}
     edges = np.asarray(found["own"]["log10_edges"])
     taken = np.flatnonzero(sum(np.asarray(part["features"]) for part in found.values()))
     first = float(edges[taken[0]]) if taken.size else -1.0
@@ -191,7 +191,7 @@ def _density(axes: Axes, ways: Mapping[str, Quality]) -> None:
 
 def _cosine(axes: Axes, ways: Mapping[str, Quality]) -> None:
     """Rows by the angle to their reconstruction, labelled by its cosine."""
-    degrees = 180 / distributions.ANGLES
+    degrees = 180 / ANGLES
     far = 1
     for name, one in ways.items():
         if name != "mean":
@@ -199,7 +199,7 @@ def _cosine(axes: Axes, ways: Mapping[str, Quality]) -> None:
             far = max(far, 1 + int(np.searchsorted(reached, 0.995)))
     group = max(1, round(far / _MOST_BARS))
     for name, one in ways.items():
-        counts = np.pad(one.angles, (0, -distributions.ANGLES % group)).reshape(-1, group).sum(1)
+        counts = np.pad(one.angles, (0, -ANGLES % group)).reshape(-1, group).sum(1)
         counts = counts[: -(-far // group)]
         share = 100 * counts / max(one.angles.sum(), 1)
         edges = np.arange(len(counts) + 1) * group * degrees

@@ -1,4 +1,4 @@
-"""Settings of `jaxdict prune`. Imports neither torch nor jax."""
+"""Settings of `jaxdict export` and `jaxdict prune`. Imports neither torch nor jax."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which threshold gives N atoms: trials of whole builds, each guessed from the ones before.
+"""The search for the threshold that gives N atoms: whole builds, each at a guess from those before it.
 
 A trial that passes N atoms is cut off there, so a bad guess costs little. The number of atoms falls
-with the threshold about as a power law, so guesses are straight lines in log-log.
+with the threshold about as a power law, so a guess is a straight line in log-log.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Trial(NamedTuple):
 
     Attributes:
         threshold: its threshold.
-        rows: rows it looked at.
-        atoms: atoms it ended with.
+        rows: rows that it encoded.
+        atoms: atoms that it ended with.
         whole: False if it was cut off because it passed N atoms.
     """
 
@@ -59,7 +59,7 @@ def next_threshold(trials: Sequence[Trial], atoms: int, rows: int) -> float | No
     if high <= low * 1.002:
         return None
     aim = math.log(0.98 * atoms)
-    # The nearest whole trials are known exactly; a cut one is an estimate, for want of a second.
+    # Whole trials are exact; a cut one is an estimate, used if there is no second whole one.
     whole = sorted(_points(fits, rows))[:2]
     cut = sorted(_points([trial for trial in trials if not trial.whole], rows))[-1:]
     (x0, y0), *rest = [*whole, *cut]
@@ -67,18 +67,18 @@ def next_threshold(trials: Sequence[Trial], atoms: int, rows: int) -> float | No
         (x1, y1) = rest[0]
         guess = x0 + (x1 - x0) * (y0 - aim) / (y0 - y1)
     else:
-        # A usual slope, for want of a second point; at most a factor of 3 away.
+        # Without a second point, a typical slope; at most a factor of 3 away.
         guess = x0 + min(max((y0 - aim) / 1.5, -1.1), 1.1)
-    # Inside the bracket, away from its ends, so that it always shrinks.
+    # Inside the bracket and away from its ends, so that the bracket always shrinks.
     a, b = math.log(low), math.log(high)
     if len(trials) > 1 and not trials[-1].whole and not trials[-2].whole:
-        guess = (a + b) / 2  # Estimates from cut trials led to another cut one: halve instead.
+        guess = (a + b) / 2  # Estimates from cut trials gave another cut one: halve instead.
     margin = 0.1 * (b - a)
     return math.exp(min(max(guess, a + margin), b - margin))
 
 
 def _points(trials: Sequence[Trial], rows: int) -> list[tuple[float, float]]:
-    """(log threshold, log atoms) of trials; atoms grow about as the fourth root of the rows."""
+    """(log threshold, log atoms) of trials; atoms grow roughly as the fourth root of the rows."""
     points = []
     for trial in trials:
         more = 1.0 if trial.whole else max(1.0, rows / max(trial.rows, 1)) ** 0.25

@@ -1,3 +1,5 @@
+from .distributions import ANGLES as ANGLES
+from .distributions import density as density
 from .distributions import row_sums as row_sums
 from .fidelity import BatchReport as BatchReport
 from .fidelity import Measurement as Measurement

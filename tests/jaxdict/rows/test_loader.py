@@ -11,7 +11,7 @@ import pytest
 from harvest.store import open_store
 from jaxdict.rows.loader import Loader
 from jaxdict.rows.prefetch import ahead
-from jaxdict.rows.source import floats, source_of
+from jaxdict.rows.source import floats, side_by_side, source_of
 from tests.jaxdict.planted import SITE, write_planted_store
 
 
@@ -125,3 +125,16 @@ def test_ahead_keeps_order_raises_errors_and_stops_its_thread():
     with ahead(endless()) as items:
         next(items)
     assert closed == [True]
+
+
+def test_a_row_and_its_target_are_read_side_by_side(tmp_path):
+    path = write_planted_store(tmp_path / "pair", images=8, more={"double.3.img.mlp": (16, 9)})
+    store = open_store(path)
+    source = source_of(store, SITE, steps=(1,))
+    target = source.beside("double.3.img.mlp")
+    ((images, bits),) = side_by_side(source.blocks(), target)
+    np.testing.assert_array_equal(images, source.images)
+    np.testing.assert_array_equal(bits[..., : source.d], source.read(images))
+    np.testing.assert_array_equal(bits[..., source.d :], target.read(images))
+    ((_, alone),) = side_by_side(source.blocks(), None)
+    np.testing.assert_array_equal(alone, source.read(images))
