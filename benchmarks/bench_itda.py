@@ -80,7 +80,7 @@ class Bench:
     def sae(self, rows: int, atoms: int) -> dict[str, Any]:
         """Train one and give its summary."""
         out = self._out()
-        config = TrainSAEConfig(
+        config = TrainSAEConfig.of(
             store=self.store,
             site=SITE,
             out=out,

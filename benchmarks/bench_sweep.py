@@ -73,7 +73,7 @@ def _store(path: Path, d: int, *, images: int = 64, steps: int = 4, tokens: int 
 def _train(
     store: Path, out: Path, d: int, m: int, rows: int, sweep: tuple[str, ...]
 ) -> dict[str, Any]:
-    config = TrainSAEConfig(
+    config = TrainSAEConfig.of(
         store=store,
         site=SITE,
         out=out,

@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from harvest.flags import expect
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 NORMALIZATIONS = ("none", "rms", "standardize", "whiten")
 """Fixed maps before a dictionary, by name; see `jaxdict.rows.fit`."""
 
+Config = TypeVar("Config")
 
-def captured_steps(config: Any) -> None:
-    """Check that the field `steps` could be indices into the captured steps of a store."""
-    steps = config.steps
-    expect(
-        all(step >= 0 for step in steps) and len(set(steps)) == len(steps),
-        "steps",
-        "different indices of at least 0",
-        steps,
-        "see `jaxdict inspect STORE` for the captured steps",
-    )
+
+FREE_ON_RESUME = {"resume": True, "sweep": False}
+"""Metadata of a setting that changes no number of the result: a resumed run may have another value."""
+NOT_SWEPT = {"sweep": False}
+"""Metadata of a setting that all members of a sweep share; without either a sweep may try several values."""
+
+
+def settings_of(kind: type) -> dict[str, dataclasses.Field]:
+    """All settings of a config class by name, those in its groups too."""
+    found: dict[str, dataclasses.Field] = {}
+    for field in dataclasses.fields(kind):
+        group = dataclasses.is_dataclass(field.default)
+        found |= settings_of(type(field.default)) if group else {field.name: field}
+    return found
+
+
+def resumable(kind: type) -> set[str]:
+    """Names of the settings in which a resumed run may differ."""
+    return {name for name, field in settings_of(kind).items() if field.metadata.get("resume")}
+
+
+def sweepable(kind: type) -> set[str]:
+    """Names of the settings in which the members of a sweep may differ."""
+    return {name for name, field in settings_of(kind).items() if field.metadata.get("sweep", True)}
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, from a dict of them that may have groups, such as the one in config.json."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flatten(value) if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def from_flat(kind: type[Config], settings: Mapping[str, Any]) -> Config:
+    """A config with groups, from settings by name; those left out have their defaults.
+
+    Raises:
+        TypeError: there is no setting of such a name.
+    """
+    unknown = settings.keys() - settings_of(kind).keys()
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise TypeError(f"expected settings of {kind.__name__}, got {names}; correct the name")
+    chosen: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
+            inside = settings.keys() & settings_of(type(field.default)).keys()
+            own = {name: settings[name] for name in inside}
+            chosen[field.name] = dataclasses.replace(field.default, **own)
+        elif field.name in settings:
+            chosen[field.name] = settings[field.name]
+    return kind(**chosen)

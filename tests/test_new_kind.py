@@ -16,8 +16,9 @@ from jaxdict.dictionary import arrays, coder
 from jaxdict.dictionary.files import load_dictionary
 from jaxdict.rows.source import floats, source_of
 from jaxdict.runs.folder import CONFIG
-from jaxdict.sae import kinds, model
+from jaxdict.sae import kinds
 from jaxdict.sae.config import TrainSAEConfig
+from jaxdict.sae.protocol import Active
 from jaxdict.sae.step_config import Execution
 from jaxdict.training import sweep
 from steer.coder import Coder
@@ -26,42 +27,43 @@ from tests.jaxdict.planted import SITE, write_planted_store
 from tests.reference import coder as slow
 
 
-class MeanK(kinds.SAE):
+class MeanK:
     """Whatever exceeds the mean over a batch's rows of the k-th largest, with a small L1 penalty."""
 
-    name = "meank"
-    batch_threshold = True
+    fixed_slots = False
     slots_per_k = 3
     sparsity = 0.01
+    error = staticmethod(kinds.whole_error)
 
-    @classmethod
-    def prefixes(cls, m):
+    @staticmethod
+    def prefixes(m):
         return (m // 2, m)
 
-    @classmethod
-    def own_settings(cls, config):
-        return {"bandwidth": config.bandwidth}
+    @staticmethod
+    def own_settings(config):
+        return {"bandwidth": config.sparsity_penalty.bandwidth}
 
-    @classmethod
-    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0):
-        codes, aux = model.encode(
-            params, z, step_config.slots, dead=dead, k_aux=k_aux, execution=step_config.execution
-        )
+    @staticmethod
+    def active(params, z, step_config, hyperparams, *, dead=None):
+        codes, aux = kinds.largest(params, z, step_config.slots, step_config, dead=dead)
         largest = jax.lax.top_k(jax.lax.stop_gradient(codes.values), step_config.k)[0]
         tau = jnp.mean(jnp.min(largest, axis=1))
         kept = jnp.where(codes.values >= tau, codes.values, 0.0)
         penalty = (
             hyperparams.sparsity * jnp.mean(jnp.sum(kept, axis=1)) / jnp.sqrt(hyperparams.variance)
         )
-        return kinds.Active(Codes(codes.indices, kept), aux, penalty, tau)
+        return Active(Codes(codes.indices, kept), aux, penalty, tau)
+
+
+NAME = "meank"
 
 
 @pytest.fixture
 def sixth(monkeypatch):
     """What a developer would write: the class in the one file, the line in the other."""
-    monkeypatch.setitem(kinds.REGISTRY, MeanK.name, MeanK)
-    line = arrays.Kind("one", "what exceeds the mean k-th largest of a batch")
-    monkeypatch.setitem(arrays.ENCODER_KINDS, MeanK.name, line)
+    monkeypatch.setitem(kinds.REGISTRY, NAME, MeanK)
+    line = arrays.EncoderKind("one", "what exceeds the mean k-th largest of a batch")
+    monkeypatch.setitem(arrays.ENCODER_KINDS, NAME, line)
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +71,20 @@ def store(tmp_path_factory):
     return write_planted_store(tmp_path_factory.mktemp("kind") / "store")
 
 
-SMALL = {"site": SITE, "kind": MeanK.name, "atoms": 48, "k": 3, "batch": 128, "warmup": 5}
+SMALL = {"site": SITE, "kind": NAME, "atoms": 48, "k": 3, "batch": 128, "warmup": 5}
 
 
 def test_a_new_kind_is_trained_exported_encoded_and_measured(sixth, store, tmp_path):
     run, out = tmp_path / "run", tmp_path / "dictionary"
     flags = words(store=store, out=run, **SMALL, rows=128 * 120, dead_rows=1000)
     summary = cli.call(["train", "sae", *flags])
-    assert summary["kind"] == MeanK.name and summary["heldout"]["fvu"] < 0.5
+    assert summary["kind"] == NAME and summary["heldout"]["fvu"] < 0.5
     resolved = read_json(run / CONFIG)["resolved"]
     assert (resolved["slots"], resolved["sparsity"], resolved["prefixes"]) == (9, 0.01, [24, 48])
 
     cli.call(["export", str(run), *words(out=out)])
     found = load_dictionary(out)
-    assert (found.kind, found.k) == (MeanK.name, 9)
+    assert (found.kind, found.k) == (NAME, 9)
     assert found.threshold is not None and found.threshold.min() == found.threshold.max() > 0
     assert found.card["folding_error"]["relative"] < 1e-4
 
@@ -106,25 +108,15 @@ def test_members_of_a_new_kind_share_a_step_unless_it_reads_what_they_differ_in(
     sixth, store, tmp_path
 ):
     for swept, sizes in (("penalty=l0,tanh", [2]), ("bandwidth=0.2,0.5", [1, 1])):
-        config = TrainSAEConfig(store=store, out=tmp_path, **SMALL, sweep=(swept,))
+        config = TrainSAEConfig.of(store=store, out=tmp_path, **SMALL, sweep=(swept,))
         groups = sweep.grouped(sweep.expand(config, open_store(store)), Execution())
         assert [len(group.members) for group in groups] == sizes
 
 
 def test_a_new_kind_is_refused_where_nobody_added_it(store, tmp_path):
     with pytest.raises(ValueError, match=r"--kind: expected one of \('topk'.*got 'meank'"):
-        TrainSAEConfig(store=store, out=tmp_path, **SMALL)
+        TrainSAEConfig.of(store=store, out=tmp_path, **SMALL)
 
 
-def test_what_a_kind_learns_is_what_its_dictionaries_hold():
+def test_every_kind_has_a_class_and_a_line():
     assert set(kinds.REGISTRY) == set(arrays.ENCODER_KINDS)
-    for name, line in arrays.ENCODER_KINDS.items():
-        kind = kinds.REGISTRY[name]
-        assert kind.batch_threshold == (line.threshold == "one")
-        assert kind.log_threshold == (line.threshold == "each")
-
-
-def test_the_base_of_all_kinds_is_none_itself():
-    params = model.initial_params(jax.random.key(0), 4, mean=jnp.zeros(3))
-    with pytest.raises(TypeError, match="abstract"):
-        kinds.SAE(params, 2)

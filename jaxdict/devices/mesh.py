@@ -1,7 +1,7 @@
 """Many devices: rows of a batch split over the axis `data`, atoms over the axis `features`.
 
 Each device encodes its rows with its atoms; only the k largest of each row travel along `features`,
-and only gradients along `data`. Processes on many machines are joined by `jax.distributed`.
+and only gradients along `data`.
 """
 
 from __future__ import annotations
@@ -130,34 +130,3 @@ def everywhere(value: Any, mesh: Mesh | None) -> Any:
         return jax.make_array_from_callback(values.shape, sharding, lambda at: values[at])
 
     return jax.tree.map(put, value)
-
-
-def join(coordinator: str, processes: int, process: int) -> None:
-    """Join the other processes of a run, on this machine or others, through `jax.distributed`.
-
-    Args:
-        coordinator: address and port of process 0; "auto" finds it from Slurm, MPI or a cloud.
-        processes: how many there are; 0 with "auto".
-        process: number of this one; -1 with "auto".
-    """
-    if not coordinator or jax.distributed.is_initialized():
-        return
-    # What processes on CPUs speak with each other; the default of current versions of JAX, not of all.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(coordinator, processes, process)
-
-
-def collected(state: Any) -> Any:
-    """A state as NumPy arrays in every process, gathered where devices hold parts of it."""
-
-    def whole(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-        return np.array(leaf, copy=True)
-
-    return jax.tree.map(whole, state)

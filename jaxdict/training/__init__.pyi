@@ -1,6 +1,9 @@
-from .batches import Fitted as Fitted
-from .saved_run import first_state as first_state
+from .batches import Normalizations as Normalizations
+from .module import initial_sae as initial_sae
+from .module import load_sae as load_sae
+from .saved_run import Trained as Trained
 from .saved_run import read_sae as read_sae
 from .sweep import Member as Member
+from .sweep import ResolvedSettings as ResolvedSettings
 from .sweep import resolve as resolve
 from .train import train_sae as train_sae

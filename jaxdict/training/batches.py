@@ -1,17 +1,16 @@
-"""What a training is fed: frozen normalizations, and batches that are read once for all its members."""
+"""The input of a training: frozen normalizations, and batches that are read once for all its members."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from harvest.store import Store
-from jaxdict.devices import mesh
+from jaxdict.devices import Processes, mesh
 from jaxdict.rows import (
     Loader,
     Normalization,
@@ -20,20 +19,26 @@ from jaxdict.rows import (
     fit_once,
     image_rows,
     load_normalization,
+    save_normalization,
     source_of,
     to_device,
     watched,
 )
 from jaxdict.runs import NORMALIZATION, TARGET_NORMALIZATION
 from jaxdict.sae import Batch, TrainSAEConfig
-from jaxdict.training.sweep import Group
+from jaxdict.training.sweep import BatchKey, Group, order_seed_of
 
 
-class Fitted(NamedTuple):
-    """Normalizations of a group: of its site, and of its target's if it has one."""
+class Normalizations(NamedTuple):
+    """Normalizations of a group.
+
+    Attributes:
+        site: of the rows that are encoded.
+        target: of the rows that a transcoder predicts, None for an autoencoder.
+    """
 
     site: Normalization
-    target: Normalization | None
+    target: Normalization | None = None
 
     @property
     def out(self) -> Normalization:
@@ -41,86 +46,115 @@ class Fitted(NamedTuple):
         return self.site if self.target is None else self.target
 
 
-def fit_group(group: Group, store: Store, found: bool, chief: bool) -> Fitted:
-    """The frozen normalizations of a group, fitted with a progress bar, kept by its first member."""
-    config = group.members[0].config
-    keeper = config.out / NORMALIZATION
+def fit_normalizations(
+    groups: list[Group], store: Store, processes: Processes, *, resumed: bool
+) -> list[Normalizations]:
+    """The frozen normalizations of each group, fitted once a site and kept in the folder of every member.
+
+    Args:
+        groups: what is trained.
+        store: the rows.
+        processes: process 0 fits and writes, the others read.
+        resumed: whether an earlier start of this run may have fitted them.
+    """
+    done: dict[BatchKey, Normalizations] = {}
+    for group in groups:
+        copies = group.members
+        if group.batch_key not in done:
+            done[group.batch_key] = _fit(group.config, store, processes, resumed=resumed)
+            copies = copies[1:]
+        fitted = done[group.batch_key]
+        for member in copies if processes.chief else []:
+            save_normalization(fitted.site, member.config.out / NORMALIZATION)
+            if fitted.target is not None:
+                save_normalization(fitted.target, member.config.out / TARGET_NORMALIZATION)
+    return [done[group.batch_key] for group in groups]
+
+
+def _fit(
+    config: TrainSAEConfig, store: Store, processes: Processes, *, resumed: bool
+) -> Normalizations:
+    data = config.data
 
     def fit(site: str, path: Path) -> Normalization:
-        source = source_of(store, site, steps=config.steps).spread(config.fit_rows)
-        if not chief:
-            return load_normalization(path)
+        source = source_of(store, site, steps=data.steps).spread(data.fit_rows)
         return fit_once(
             path,
             lambda: image_rows(watched(source, f"normalization {site}")),
-            config.normalize,
-            floor=config.eigenvalue_floor,
-            resume=found,
+            data.normalize,
+            floor=data.eigenvalue_floor,
+            resume=resumed,
         )
 
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        if chief:
-            fit(config.site, keeper)
-            if config.target:
-                fit(config.target, config.out / TARGET_NORMALIZATION)
-        multihost_utils.sync_global_devices("normalization")
-        found = True
-    site = fit(config.site, keeper)
-    target = fit(config.target, config.out / TARGET_NORMALIZATION) if config.target else None
-    return Fitted(site, target)
+    paths = {config.out / NORMALIZATION: config.site}
+    if config.target:
+        paths[config.out / TARGET_NORMALIZATION] = config.target
+    fitted = [fit(site, path) for path, site in paths.items()] if processes.chief else []
+    processes.barrier("normalization")
+    return Normalizations(*(fitted or map(load_normalization, paths)))
 
 
-class Rows:
-    """Batches of all groups, read once a site: an iterator of {site: Batch}, some steps ahead, on the devices."""
+class _Inputs(NamedTuple):
+    """What a batch is made of, besides its rows."""
+
+    normalizer: Normalizer
+    target_normalizer: Normalizer | None
+
+
+class TrainingBatches:
+    """Batches of all groups, each site read once.
+
+    Attributes:
+        loaders: order of the rows, by site.
+    """
 
     def __init__(
         self,
-        config: TrainSAEConfig,
         store: Store,
         groups: list[Group],
-        fitted: list[Fitted],
+        normalizations: list[Normalizations],
+        *,
         devices: Mesh | None,
     ) -> None:
-        """Plan the order of every site's rows; nothing is read yet."""
-        self._config, self._devices = config, devices
-        self._normalizers: dict[str, tuple[str, Normalizer, str, Normalizer | None]] = {}
-        for group, fit in zip(groups, fitted, strict=True):
-            normalizer = mesh.everywhere(to_device(fit.site), devices)
-            target = None
-            if fit.target is not None:
-                target = mesh.everywhere(to_device(fit.target), devices)
-            self._normalizers[self.of(group)] = (group.site, normalizer, config.target, target)
-        sites = {site for site, _, _, _ in self._normalizers.values()} | (
-            {config.target} if config.target else set()
-        )
-        sources = {site: source_of(store, site, steps=config.steps) for site in sorted(sites)}
-        seed = config.seed if config.order_seed < 0 else config.order_seed
+        """Plan the order of every site's rows; nothing is read yet.
+
+        Args:
+            store: the rows.
+            groups: what is trained; how rows are read is alike in all of them.
+            normalizations: of each group.
+            devices: where batches are to lie, None for one device.
+        """
+        config = groups[0].config
+        data = config.data
+        self._devices, self._rows, self._target = devices, data.batch, config.target
+        self._inputs: dict[BatchKey, _Inputs] = {}
+        for group, fitted in zip(groups, normalizations, strict=True):
+            own, target = (
+                None if one is None else mesh.everywhere(to_device(one), devices) for one in fitted
+            )
+            assert own is not None
+            self._inputs[group.batch_key] = _Inputs(own, target)
+        sites = {key.site for key in self._inputs} | ({config.target} if config.target else set())
+        sources = {site: source_of(store, site, steps=data.steps) for site in sorted(sites)}
         needed = sum(source.bytes for source in sources.values())
-        budget = int(config.memory * 2**30)
+        resident = needed <= int(data.memory * 2**30)
         self.loaders = {
             site: Loader(
                 source,
-                batch=config.batch,
-                seed=seed,
-                pool=config.pool,
-                memory=source.bytes if needed <= budget else 0,
+                batch=data.batch,
+                seed=order_seed_of(config),
+                pool=data.pool,
+                memory=source.bytes if resident else 0,
             )
             for site, source in sources.items()
         }
 
-    @staticmethod
-    def of(group: Group) -> str:
-        """Under which name a group finds its batch."""
-        return f"{group.site} {group.members[0].config.normalize}"
+    def starting_at(self, number: int) -> AbstractContextManager[Iterator[dict[BatchKey, Batch]]]:
+        """A context manager that gives an endless iterator, some batches ahead, from batch `number` on."""
+        return ahead(self._made(number), depth=3)
 
-    def batches(self, first: int) -> Any:
-        """A context manager that gives the iterator, from a batch number on."""
-        return ahead(self._made(first), depth=3)
-
-    def _made(self, first: int) -> Iterator[dict[str, Batch]]:
-        low, high = mesh.own_rows(self._devices, self._config.batch)
+    def _made(self, first: int) -> Iterator[dict[BatchKey, Batch]]:
+        low, high = mesh.own_rows(self._devices, self._rows)
         with ExitStack() as stack:
             streams = {}
             for site, loader in self.loaders.items():
@@ -128,10 +162,11 @@ class Rows:
                 stack.callback(streams[site].close)
             while True:
                 bits = {
-                    site: mesh.place_rows(next(stream), self._devices, low, self._config.batch)
+                    site: mesh.place_rows(next(stream), self._devices, low, self._rows)
                     for site, stream in streams.items()
                 }
+                target = bits[self._target] if self._target else None
                 yield {
-                    name: Batch(bits[site], normalizer, bits.get(other) if target else None, target)
-                    for name, (site, normalizer, other, target) in self._normalizers.items()
+                    key: Batch(bits[key.site], inputs.normalizer, target, inputs.target_normalizer)
+                    for key, inputs in self._inputs.items()
                 }

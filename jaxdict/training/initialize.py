@@ -1,27 +1,73 @@
-"""First weights that are taken from training rows."""
+"""First states: random weights, or weights that are taken from training rows."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxdict.rows import Loader, floats, normalize, to_device
-from jaxdict.sae import SAEParams, kinds
-from jaxdict.training.batches import Fitted
+from jaxdict.dictionary import ENCODER_KINDS
+from jaxdict.rows import Loader, Normalization, floats, normalize, to_device
+from jaxdict.sae import SAEParams, TrainState, initial_state, kinds, state_of
+from jaxdict.training import sweep
+from jaxdict.training.batches import Normalizations
+from jaxdict.training.sweep import Member
+
+
+def random_state(member: Member, normalizations: Normalizations) -> TrainState:
+    """The state of a member with random weights, as its seed gives them; every later state has its shapes."""
+    mean, out_mean = (
+        None if one is None else jnp.asarray(one.center, jnp.float32) for one in normalizations
+    )
+    assert mean is not None
+    return initial_state(
+        jax.random.key(member.config.seed),
+        member.resolved.m,
+        mean=mean,
+        step_config=sweep.step_config_of(member),
+        out_mean=out_mean,
+    )
+
+
+def first_state(
+    member: Member, normalizations: Normalizations, loaders: Mapping[str, Loader]
+) -> TrainState:
+    """The state of a member before the first step.
+
+    Args:
+        member: what is trained.
+        normalizations: of its rows.
+        loaders: give its first training rows, by site.
+    """
+    config, step_config = member.config, sweep.step_config_of(member)
+    loader = loaders[config.site]
+    params = random_state(member, normalizations).params
+    if config.model.init == "rows":
+        target = loaders[config.target] if config.target else None
+        params = from_rows(params, loader, normalizations, target=target)
+    params = params._replace(encoder=params.encoder * config.model.encoder_scale)
+    if ENCODER_KINDS[config.model.kind].threshold != "each":
+        return state_of(params, step_config)
+    threshold = threshold_from_rows(params, loader, normalizations, k=config.model.k)
+    return state_of(params, step_config, threshold=threshold)
 
 
 def from_rows(
-    params: SAEParams, loader: Loader, fitted: Fitted, target: Loader | None = None
+    params: SAEParams,
+    loader: Loader,
+    normalizations: Normalizations,
+    *,
+    target: Loader | None = None,
 ) -> SAEParams:
     """First weights whose atoms are training rows: centred, of unit norm, the encoder their transpose.
 
     Args:
         params: weights to start from; a row that is the mean itself leaves its atom as it is.
         loader: gives the rows; those of its first batches are taken.
-        fitted: normalizations.
+        normalizations: of the rows.
         target: gives the rows that a transcoder's atoms are made of.
 
     Returns:
@@ -29,7 +75,7 @@ def from_rows(
     """
     m = params.encoder.shape[0]
 
-    def units(source: Loader, normalization: Any, center: Array, old: Array) -> Array:
+    def units(source: Loader, normalization: Normalization, center: Array, old: Array) -> Array:
         rows, batches = [], source.batches()
         for _ in range(-(-m // source.batch)):
             rows.append(next(batches))
@@ -39,25 +85,27 @@ def from_rows(
         norms = jnp.linalg.norm(z, axis=1, keepdims=True)
         return jnp.where(norms > 0, z / jnp.where(norms > 0, norms, 1.0), old)
 
-    encoder = units(loader, fitted.site, params.bias, params.encoder)
+    encoder = units(loader, normalizations.site, params.bias, params.encoder)
     if target is None:
         return params._replace(encoder=encoder, atoms=jnp.copy(encoder))
-    assert params.out_bias is not None
-    atoms = units(target, fitted.target, params.out_bias, params.atoms)
+    assert params.out_bias is not None and normalizations.target is not None
+    atoms = units(target, normalizations.target, params.out_bias, params.atoms)
     return params._replace(encoder=encoder, atoms=atoms)
 
 
-def threshold_from_rows(params: SAEParams, loader: Loader, fitted: Fitted, k: int) -> float:
+def threshold_from_rows(
+    params: SAEParams, loader: Loader, normalizations: Normalizations, *, k: int
+) -> float:
     """A first threshold that leaves about k atoms of a row active: the mean of the rows' k-th largest values.
 
     Args:
         params: first weights.
         loader: gives the rows; those of its first batch are taken.
-        fitted: normalizations.
+        normalizations: of the rows.
         k: active atoms a row.
     """
     batches = loader.batches()
-    z = normalize(to_device(fitted.site), jnp.asarray(floats(next(batches))))
+    z = normalize(to_device(normalizations.site), jnp.asarray(floats(next(batches))))
     batches.close()
     codes = kinds.encode(params._replace(threshold=None), z, k)
     return float(jnp.maximum(jnp.mean(codes.values[:, -1]), 1e-6))

@@ -1,36 +1,50 @@
-"""What a training shows while it runs: progress bar, metrics.jsonl, TensorBoard or Weights & Biases.
+"""The progress of a training: a bar, metrics.jsonl, TensorBoard or Weights & Biases.
 
 It also checks that losses are finite. Nothing here changes a number of the training.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxdict.sae import Metrics, TrainSAEConfig, schedule
+from jaxdict.sae import Metrics, StepConfig, TrainSAEConfig, learning_rate_schedule
 from jaxdict.training.sweep import Group, Member
 from jaxdict.training.tracker import MemberLog
 
 
-class Watch:
-    """Takes the numbers of each step, and fetches, checks, writes and shows them now and then."""
+class Progress:
+    """Takes the numbers of each step, and fetches, checks, writes and shows them now and then.
+
+    Attributes:
+        saved: optimizer step of the newest checkpoint, for messages; None without one.
+        waited: seconds spent waiting for rows.
+    """
 
     def __init__(
         self,
         config: TrainSAEConfig,
         groups: list[Group],
-        first: int,
         *,
+        first: int,
         saved: int | None,
         quiet: bool = False,
     ) -> None:
-        """Start at optimizer step `first`; `quiet` writes and shows nothing."""
+        """Open bar and logs.
+
+        Args:
+            config: settings of the whole run.
+            groups: what is trained.
+            first: optimizer steps that were taken before.
+            saved: step of the newest checkpoint.
+            quiet: write and show nothing.
+        """
         self._config, self._groups, self._first = config, groups, first
         self._waiting: list[list[Metrics]] = []
         self._started = time.perf_counter()
@@ -38,39 +52,59 @@ class Watch:
         self.waited = 0.0
         self.saved = saved
         members = [member for group in groups for member in group.members]
-        self.logs = {} if quiet else {m.name: MemberLog(m, first) for m in members}
-        title = f"{config.kind} {config.site}" if len(members) == 1 else f"{len(members)} members"
+        self._logs = {} if quiet else {m.name: MemberLog(m, first) for m in members}
+        title = f"{config.model.kind} {config.site}"
         self.bar = tqdm(
-            total=members[0].plan.steps * config.batch,
-            initial=first * config.batch,
+            total=members[0].resolved.optimizer_steps * config.data.batch,
+            initial=first * config.data.batch,
             unit="row",
             unit_scale=True,
-            desc=title,
+            desc=title if len(members) == 1 else f"{len(members)} members",
             disable=quiet,
         )
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Progress:
         """Use as a context manager: closes bar and logs."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the bar and all logs."""
         self.bar.close()
-        for log in self.logs.values():
+        for log in self._logs.values():
             log.close()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count what is done inside as waiting for rows."""
+        asked = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - asked
 
     @property
     def rate(self) -> float | None:
         """Rows a second so far, compilation and held-out measurements included."""
-        seen = (self._flushed - self._first) * self._config.batch
+        seen = (self._flushed - self._first) * self._config.data.batch
         return round(seen / self.seconds, 1) if seen else None
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return max(time.perf_counter() - self._started, 1e-9)
 
-    def see(
+    def pace(self) -> dict[str, Any]:
+        """Rows a second, and the share of the time spent waiting for rows."""
+        return {
+            "rows_per_second": self.rate,
+            "waited_for_rows": round(self.waited / self.seconds, 4),
+        }
+
+    def write(self, lines: dict[str, dict[str, Any]]) -> None:
+        """Write a line to the log of each member, by name."""
+        for name, line in lines.items():
+            if name in self._logs:
+                self._logs[name].write(**line)
+
+    def update(
         self,
         step: int,
         numbers: list[Metrics],
@@ -78,13 +112,19 @@ class Watch:
         flush: bool,
         last_good: Callable[[int | None], str],
     ) -> None:
-        """Take the numbers of a step, one `Metrics` a group; every `log_every` steps fetch, check and write them.
+        """Take the numbers of a step; every `log_every` steps fetch, check and write those that came in.
+
+        Args:
+            step: optimizer step.
+            numbers: of each group.
+            flush: do so at this step in any case.
+            last_good: names the checkpoint of a step, for the message of a loss that is not finite.
 
         Raises:
             ValueError: a loss is not finite; names member, step and the last good checkpoint.
         """
         self._waiting.append(numbers)
-        if not flush and step % self._config.log_every:
+        if not flush and step % self._config.run.log_every:
             return
         fetched = jax.device_get(self._waiting)
         self._waiting = []
@@ -100,8 +140,13 @@ class Watch:
             for column, member in enumerate(group.members):
                 own = Metrics(*(values[:, column] for values in table))
                 self._check(member, own, step, last_good)
-                shown.append(self._write(member, own, step))
-        self.bar.update((step - self._flushed) * self._config.batch)
+                mean = Metrics(*(float(np.mean(values)) for values in own))
+                mean = mean._replace(dead=float(np.asarray(own.dead)[-1]))
+                if member.name in self._logs:
+                    line = self._line(member, group.step_config, mean, step)
+                    self._logs[member.name].write(**line)
+                shown.append(mean)
+        self.bar.update((step - self._flushed) * self._config.data.batch)
         self._flushed = step
         self.bar.set_postfix_str(_in_short(shown))
 
@@ -119,24 +164,18 @@ class Watch:
                 f"{last_good(self.saved)}; start again with a lower --lr"
             )
 
-    def _write(self, member: Member, own: Metrics, step: int) -> Metrics:
-        mean = Metrics(*(float(np.mean(values)) for values in own))
-        mean = mean._replace(dead=float(np.asarray(own.dead)[-1]))
-        if member.name in self.logs:
-            plan, config = member.plan, member.config
-            step_config = self._recipe(member)
-            self.logs[member.name].write(
-                kind="train",
-                step=step,
-                rows=step * config.batch,
-                **mean._asdict(),
-                lr=plan.lr * float(schedule(step_config.rate)(step - 1)),
-                seconds=round(self.seconds, 3),
-            )
-        return mean
-
-    def _recipe(self, member: Member) -> Any:
-        return next(group.step_config for group in self._groups if member in group.members)
+    def _line(
+        self, member: Member, step_config: StepConfig, mean: Metrics, step: int
+    ) -> dict[str, Any]:
+        return {
+            "kind": "train",
+            "step": step,
+            "rows": step * member.config.data.batch,
+            **mean._asdict(),
+            "lr": member.resolved.lr
+            * float(learning_rate_schedule(step_config.schedule)(step - 1)),
+            "seconds": round(self.seconds, 3),
+        }
 
 
 def _in_short(shown: list[Metrics]) -> str:

@@ -1,35 +1,85 @@
-"""Reading a run of `jaxdict train sae` back."""
+"""A run of `jaxdict train sae` on the disk: its folders are opened here, and its weights read back."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdict.rows import load_normalization
-from jaxdict.runs import NORMALIZATION, TARGET_NORMALIZATION, Checkpoints
-from jaxdict.sae import SAEParams, TrainSAEConfig, TrainState, initial_state
-from jaxdict.training import sweep
-from jaxdict.training.batches import Fitted
+from harvest.atomic import write_json
+from harvest.store import Store
+from jaxdict.flags import flatten, resumable, settings_of
+from jaxdict.rows import Source, load_normalization, source_of
+from jaxdict.runs import (
+    CONFIG,
+    NORMALIZATION,
+    TARGET_NORMALIZATION,
+    Checkpoints,
+    describe,
+    open_run,
+)
+from jaxdict.sae import SAEParams, TrainSAEConfig, TrainState
+from jaxdict.training.batches import Normalizations
+from jaxdict.training.initialize import random_state
 from jaxdict.training.sweep import Member, resolve
 
 
+def open_runs(config: TrainSAEConfig, store: Store, members: list[Member]) -> bool:
+    """Make a run's folders, or check that the run in them can be resumed.
+
+    Args:
+        config: of the whole run.
+        store: the rows.
+        members: what is trained; several have a folder each.
+
+    Returns:
+        Whether there was a run.
+    """
+    sources = [source_of(store, one.config.site, steps=config.data.steps) for one in members]
+    whole = config if len(members) > 1 else members[0].config
+    found = open_run(
+        config.out,
+        _description(whole, sources[0], members),
+        resume=config.run.resume,
+        may_differ=resumable(TrainSAEConfig),
+    )
+    if len(members) > 1:
+        for one, source in zip(members, sources, strict=True):
+            one.config.out.mkdir(parents=True, exist_ok=True)
+            write_json(one.config.out / CONFIG, _description(one.config, source, [one]))
+    return found
+
+
+def _description(config: TrainSAEConfig, source: Source, members: list[Member]) -> dict[str, Any]:
+    resolved = members[0].resolved
+    description = describe(
+        config,
+        source,
+        verb="train sae",
+        kind=config.model.kind,
+        resolved={**resolved._asdict(), "prefixes": list(resolved.prefixes)},
+        packages=("jaxdict", "jax", "flax", "optax", "orbax-checkpoint", "numpy"),
+    )
+    if len(members) > 1:
+        description["members"] = [one.name for one in members]
+    return description
+
+
 class Trained(NamedTuple):
-    """What a run of `train sae` holds.
+    """A run of `train sae`, read back.
 
     Attributes:
         params: weights to use, averaged where the run averages.
-        fitted: normalizations.
+        normalizations: of the rows.
         config: settings.
         slots: active atoms that a row may have.
-        step: of the optimizer.
+        step: optimizer steps that the weights have taken.
     """
 
     params: SAEParams
-    fitted: Fitted
+    normalizations: Normalizations
     config: TrainSAEConfig
     slots: int
     step: int
@@ -53,23 +103,11 @@ def read_sae(run: Path, description: dict[str, Any], *, checkpoint: str = "newes
             f"expected the run of one dictionary, got {run}, which holds several ({names}); name "
             "the folder of one in it"
         )
-    settings = dict(description["config"])
-    known = {field.name for field in dataclasses.fields(TrainSAEConfig)}
-    for age, names in (("an older", known - set(settings)), ("a newer", set(settings) - known)):
-        if names:
-            raise ValueError(
-                f"expected a run of this version, got {run}, which {age} jaxdict made and whose settings differ in "
-                f"{', '.join(sorted(names))}; train again with `jaxdict train sae`"
-                + (", or install a newer jaxdict" if age == "a newer" else "")
-            )
-    settings |= {name: Path(settings[name]) for name in ("store", "out")}
-    settings |= {name: tuple(settings[name]) for name in ("steps", "sweep")}
-    config = TrainSAEConfig(**settings)
+    config = _config_of(run, description)
     target = load_normalization(run / TARGET_NORMALIZATION) if config.target else None
-    fitted = Fitted(load_normalization(run / NORMALIZATION), target)
-    member = Member("", config, resolve(config, len(fitted.site.mean)))
-    template = jax.eval_shape(lambda: first_state(member, fitted))
-    with Checkpoints(run, keep=config.keep) as checkpoints:
+    normalizations = Normalizations(load_normalization(run / NORMALIZATION), target)
+    member = Member("", config, resolve(config, len(normalizations.site.mean)))
+    with Checkpoints(run, keep=config.run.keep) as checkpoints:
         wanted = None
         if checkpoint == "best" and checkpoints.latest is not None:
             wanted = checkpoints.best
@@ -78,17 +116,30 @@ def read_sae(run: Path, description: dict[str, Any], *, checkpoint: str = "newes
                     f"--checkpoint best: expected one measured on held-out rows in {checkpoints.folder}, "
                     "found none; use --checkpoint newest"
                 )
-        state, _ = checkpoints.restore(template, wanted)
-    best = jax.tree.map(jnp.asarray, state).best(config.kind)
-    return Trained(best, fitted, config, member.plan.slots, int(state.step))
+        state, _ = checkpoints.restore(state_template(member, normalizations), wanted)
+    best = jax.tree.map(jnp.asarray, state).best(config.model.kind)
+    return Trained(best, normalizations, config, member.resolved.slots, int(state.step))
 
 
-def first_state(member: Member, fitted: Fitted) -> TrainState:
-    """The state of a member before the first step; also the template that a checkpoint is read into."""
-    step_config = sweep.step_config_of(member)
-    mean = jnp.asarray(fitted.site.center, jnp.float32)
-    other = None
-    if fitted.target is not None:
-        other = jnp.asarray(fitted.target.center, jnp.float32)
-    key = jax.random.key(member.config.seed)
-    return initial_state(key, member.plan.m, mean=mean, step_config=step_config, out_mean=other)
+def state_template(member: Member, normalizations: Normalizations) -> TrainState:
+    """Shapes and dtypes of a member's state, which a checkpoint is read into; no arrays are made."""
+    return jax.eval_shape(lambda: random_state(member, normalizations))
+
+
+def _config_of(run: Path, description: dict[str, Any]) -> TrainSAEConfig:
+    """Settings of a run, with or without groups in its config.json.
+
+    Raises:
+        ValueError: another version has made it.
+    """
+    settings, known = flatten(description["config"]), settings_of(TrainSAEConfig).keys()
+    for age, names in (("an older", known - settings.keys()), ("a newer", settings.keys() - known)):
+        if names:
+            raise ValueError(
+                f"expected a run of this version, got {run}, which {age} jaxdict made and whose settings differ in "
+                f"{', '.join(sorted(names))}; train again with `jaxdict train sae`"
+                + (", or install a newer jaxdict" if age == "a newer" else "")
+            )
+    settings |= {name: Path(settings[name]) for name in ("store", "out")}
+    settings |= {name: tuple(settings[name]) for name in ("steps", "sweep")}
+    return TrainSAEConfig.of(**settings)

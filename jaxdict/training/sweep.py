@@ -5,14 +5,15 @@ Members that a compiled step can serve together form a group; see `Group`.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harvest.flags import expect
 from harvest.store import Store
+from jaxdict.flags import settings_of, sweepable
 from jaxdict.rows import match_sites, source_of
 from jaxdict.sae import (
     SINGLE_DEVICE,
@@ -25,30 +26,16 @@ from jaxdict.sae import (
     kinds,
 )
 
-_FIXED = ("store", "out", "site", "sweep", "resume", "batch", "rows", "steps", "pool", "order_seed")
-_FIXED += ("memory", "mesh", "coordinator", "processes", "process", "tracker", "preset", "fit_rows")
-_FIXED += (
-    "log_every",
-    "save_every",
-    "eval_every",
-    "eval_rows",
-    "keep",
-    "target",
-    "eigenvalue_floor",
-)
-_PER_MEMBER = ("lr", "aux", "sparsity", "seed")
-"""Settings in which members of one group may differ."""
 
-
-class Plan(NamedTuple):
-    """The settings that a config leaves to the data.
+class ResolvedSettings(NamedTuple):
+    """The settings that a config leaves to the data, as config.json shows them under `resolved`.
 
     Attributes:
         d: width of the site.
         m: atoms.
         k_aux: slots of the AuxK codes.
         lr: peak learning rate.
-        steps: optimizer steps.
+        optimizer_steps: steps of the whole run.
         slots: active atoms that a row may have.
         sparsity: weight of the sparsity penalty, 0 for a kind without one.
         prefixes: sizes of nested dictionaries, of a kind that has them.
@@ -58,33 +45,44 @@ class Plan(NamedTuple):
     m: int
     k_aux: int
     lr: float
-    steps: int
+    optimizer_steps: int
     slots: int
     sparsity: float
     prefixes: tuple[int, ...]
 
 
-def resolve(config: TrainSAEConfig, d: int) -> Plan:
+def resolve(config: TrainSAEConfig, d: int) -> ResolvedSettings:
     """Fill in what the config leaves open, now that the width is known.
 
-    m = 8 d. lr = 2e-3 sqrt(1024 / m): the 1/sqrt(m) rule of Gao et al. 2024, through
-    the better of the two rates tried on a store of the embedded model (held-out FVU 0.100 with
-    2e-3, 0.110 with 8e-4, at m = 1024, k = 16, 3M rows, Adam's b1 0.9 and b2 0.999). k_aux = min(d / 2, 2 k), where they
-    have d / 2, to keep steps that revive features cheap.
+    m = 8 d. lr = 2e-3 sqrt(1024 / m): the 1/sqrt(m) rule of Gao et al. 2024, through the better of two rates
+    tried on a store of the embedded model (see docs/training.md). k_aux = min(d / 2, 2 k), where they have
+    d / 2, to keep steps that revive features cheap.
 
     Raises:
         ValueError: k is above m.
     """
-    m = config.atoms or 8 * d
-    if config.k > m:
-        raise ValueError(f"--k: expected at most the number of atoms ({m}), got {config.k}")
-    k_aux = min(config.aux_k or max(1, min(d // 2, 2 * config.k)), m) if config.aux else 0
-    lr = config.lr or 2e-3 * math.sqrt(1024 / m)
-    kind = kinds.REGISTRY[config.kind]
-    slots = kind.slots(config.k, m, asked=config.slots)
-    steps = -(-config.rows // config.batch)
-    sparsity = config.sparsity or kind.sparsity
-    return Plan(d, m, k_aux, lr, steps, slots, sparsity, kind.prefixes(m))
+    model, aux = config.model, config.dead_features
+    m = model.atoms or 8 * d
+    if model.k > m:
+        raise ValueError(f"--k: expected at most the number of atoms ({m}), got {model.k}")
+    kind = kinds.REGISTRY[model.kind]
+    return ResolvedSettings(
+        d=d,
+        m=m,
+        k_aux=min(aux.aux_k or max(1, min(d // 2, 2 * model.k)), m) if aux.aux else 0,
+        lr=config.optimizer.lr or 2e-3 * math.sqrt(1024 / m),
+        optimizer_steps=-(-config.data.rows // config.data.batch),
+        slots=kinds.slots_of(model.kind, model.k, m, asked=model.slots),
+        sparsity=config.sparsity_penalty.sparsity or kind.sparsity,
+        prefixes=kind.prefixes(m),
+    )
+
+
+class BatchKey(NamedTuple):
+    """What groups that are given the same batch have in common."""
+
+    site: str
+    normalize: str
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,12 @@ class Member:
     Attributes:
         name: its folder in a run of several, such as double.2.img/lr=0.001_seed=0; empty in a run of one.
         config: its settings, without sweep: the run that it would be on its own.
-        plan: what they resolve to.
+        resolved: what the settings that it leaves open come to.
     """
 
     name: str
     config: TrainSAEConfig
-    plan: Plan
+    resolved: ResolvedSettings
 
 
 @dataclass
@@ -107,8 +105,8 @@ class Group:
     """Members that one compiled step serves: the same site, shapes and fixed numbers.
 
     Attributes:
-        members: they differ in `_PER_MEMBER` alone.
         step_config: the fixed numbers.
+        members: they differ in what `hyperparams_of` gives and in their first weights alone.
     """
 
     step_config: StepConfig
@@ -120,9 +118,14 @@ class Group:
         return len(self.members) if len(self.members) > 1 else 0
 
     @property
-    def site(self) -> str:
-        """Site that all of them read."""
-        return self.members[0].config.site
+    def config(self) -> TrainSAEConfig:
+        """Settings of its first member, for those that all of them share."""
+        return self.members[0].config
+
+    @property
+    def batch_key(self) -> BatchKey:
+        """Under which its batch is found."""
+        return BatchKey(self.config.site, self.config.data.normalize)
 
 
 def sites_of(config: TrainSAEConfig, store: Store) -> list[str]:
@@ -132,11 +135,8 @@ def sites_of(config: TrainSAEConfig, store: Store) -> list[str]:
         ValueError: a part of it names none.
     """
     found, missing = match_sites(store.sites, [config.site])
-    if missing:
-        raise ValueError(
-            f"--site: expected a site of {store.path} ({', '.join(store.sites)}), got "
-            f"{missing[0]!r}; pick one of them"
-        )
+    known = f"a site of {store.path} ({', '.join(store.sites)})"
+    expect(not missing, "site", known, next(iter(missing), None), "pick one of them")
     return found
 
 
@@ -146,16 +146,15 @@ def read_sweep(parts: tuple[str, ...]) -> dict[str, list[Any]]:
     Raises:
         ValueError: no such setting, one that cannot be swept, or a value of another type.
     """
-    fields = {field.name: field for field in dataclasses.fields(TrainSAEConfig)}
+    fields, allowed = settings_of(TrainSAEConfig), sweepable(TrainSAEConfig)
     found: dict[str, list[Any]] = {}
     for part in parts:
         name, equals, values = part.partition("=")
         name = name.strip().removeprefix("--").replace("-", "_")
-        if not equals or name not in fields or name in _FIXED:
-            allowed = ", ".join(sorted(set(fields) - set(_FIXED)))
+        if not equals or name not in allowed:
             raise ValueError(
-                f"--sweep: expected name=value,value with a name among {allowed}, got {part!r}; "
-                "correct it"
+                "--sweep: expected name=value,value with a name among "
+                f"{', '.join(sorted(allowed))}, got {part!r}; correct it"
             )
         kind = type(fields[name].default)
         try:
@@ -180,8 +179,7 @@ def expand(config: TrainSAEConfig, store: Store) -> list[Member]:
     if config.target and len(sites) > 1:
         raise ValueError(f"--target: expected one --site with it, got {', '.join(sites)}")
     if config.target:
-        source_of(store, sites[0], steps=config.steps).beside(config.target)
-    order = config.seed if config.order_seed < 0 else config.order_seed
+        source_of(store, sites[0], steps=config.data.steps).beside(config.target)
     members = []
     for site in sites:
         for values in itertools.product(*sweep.values()):
@@ -191,10 +189,15 @@ def expand(config: TrainSAEConfig, store: Store) -> list[Member]:
             name = "/".join(parts + ([label] if label else []))
             own = {"site": site, "sweep": (), "out": Path(config.out / name), **chosen}
             if sweep:
-                own["order_seed"] = order
-            single = dataclasses.replace(config, **own)
+                own["order_seed"] = order_seed_of(config)
+            single = config.replace(**own)
             members.append(Member(name, single, resolve(single, int(store.shape(site)[3]))))
     return members
+
+
+def order_seed_of(config: TrainSAEConfig) -> int:
+    """Seed of the order of the rows."""
+    return config.seed if config.data.order_seed < 0 else config.data.order_seed
 
 
 def grouped(members: list[Member], execution: Execution) -> list[Group]:
@@ -202,35 +205,40 @@ def grouped(members: list[Member], execution: Execution) -> list[Group]:
     groups: dict[tuple[Any, ...], Group] = {}
     for member in members:
         step_config, config = step_config_of(member, execution), member.config
-        key = (config.site, member.plan.m, config.normalize, config.resample, step_config)
+        own = (config.data.normalize, config.dead_features.resample)
+        key = (config.site, member.resolved.m, *own, step_config)
         groups.setdefault(key, Group(step_config)).members.append(member)
     return list(groups.values())
 
 
 def step_config_of(member: Member, execution: Execution = SINGLE_DEVICE) -> StepConfig:
     """All fixed numbers of a member's step."""
-    config, plan = member.config, member.plan
+    config, resolved = member.config, member.resolved
+    model, optimizer, devices = config.model, config.optimizer, config.devices
+    ramp = round(config.sparsity_penalty.ramp * resolved.optimizer_steps)
     return StepConfig(
-        kind=config.kind,
-        k=config.k,
-        slots=plan.slots,
-        k_aux=plan.k_aux,
-        aux_form=config.aux_form,
-        dead_rows=config.dead_rows,
-        ema=config.ema,
-        rate=ScheduleConfig(plan.steps, config.warmup, config.decay),
-        adam=AdamConfig(config.b1, config.b2, config.eps, config.clip),
-        prefixes=plan.prefixes,
-        ramp=round(config.ramp * plan.steps) if plan.sparsity else 0,
-        execution=execution._replace(bfloat16=config.precision == "bfloat16", recall=config.recall),
-        **kinds.REGISTRY[config.kind].own_settings(config),
+        kind=model.kind,
+        k=model.k,
+        slots=resolved.slots,
+        k_aux=resolved.k_aux,
+        aux_form=config.dead_features.aux_form,
+        dead_rows=config.dead_features.dead_rows,
+        ema=optimizer.ema,
+        schedule=ScheduleConfig(resolved.optimizer_steps, optimizer.warmup, optimizer.decay),
+        adam=AdamConfig(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.clip),
+        prefixes=resolved.prefixes,
+        ramp=ramp if resolved.sparsity else 0,
+        execution=execution._replace(
+            bfloat16=devices.precision == "bfloat16", recall=devices.recall
+        ),
+        **kinds.REGISTRY[model.kind].own_settings(config),
     )
 
 
 def hyperparams_of(member: Member, variance: float) -> Hyperparams:
     """The numbers in which members of a group may differ, as Python floats."""
-    plan = member.plan
-    return Hyperparams(plan.lr, member.config.aux, plan.sparsity, variance)
+    resolved = member.resolved
+    return Hyperparams(resolved.lr, member.config.dead_features.aux, resolved.sparsity, variance)
 
 
 def _whole(text: str) -> int:

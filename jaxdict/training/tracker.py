@@ -15,7 +15,7 @@ class Tracker:
     """Sends numbers to TensorBoard or Weights & Biases as well; to nothing by default."""
 
     def __init__(self, kind: str, out: Path, config: dict[str, Any], step: int) -> None:
-        """Open it; what it holds of steps after `step` is to be forgotten."""
+        """Open it; numbers that it holds of later steps than `step` are dropped."""
         self._write: Callable[[dict[str, float], int], None] | None = None
         self._close: Callable[[], None] | None = None
         if kind == "tensorboard":
@@ -77,7 +77,7 @@ class MemberLog:
         config = member.config
         self._log = Log(config.out / METRICS, step=step)
         try:
-            self._tracker = Tracker(config.tracker, config.out, plain(config), step)
+            self._tracker = Tracker(config.run.tracker, config.out, plain(config), step)
         except BaseException:
             self._log.close()
             raise

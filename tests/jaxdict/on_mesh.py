@@ -21,7 +21,7 @@ from jaxdict.dictionary.arrays import ENCODER_KINDS
 from jaxdict.rows.normalization import Normalizer
 from jaxdict.sae import dead_features, sharding
 from jaxdict.sae.state import Batch, initial_state
-from jaxdict.sae.step import make_update
+from jaxdict.sae.step import make_train_step
 from jaxdict.sae.step_config import AdamConfig, Execution, Hyperparams, ScheduleConfig, StepConfig
 
 D, M, N, STEPS, D_OUT = 12, 256, 32, 20, 10
@@ -30,7 +30,7 @@ FEW = ("topk", "batchtopk", "jumprelu", "matryoshka")
 """Kinds trained without `all`; relu and a transcoder wait for it."""
 DEAD = 70
 """Rows without firing that make a feature dead."""
-REVIVED = 12
+RESAMPLED = 12
 """The step after which dead features are resampled."""
 
 
@@ -50,7 +50,7 @@ def step_config_of(kind: str) -> StepConfig:
         aux_form="residual",
         dead_rows=DEAD,
         ema=0.9,
-        rate=ScheduleConfig(40, 3, 0.2),
+        schedule=ScheduleConfig(40, 3, 0.2),
         adam=AdamConfig(0.9, 0.99, 1e-8, 1.0),
         prefixes=(4, 16, M) if kind == "matryoshka" else (),
         penalty="target" if kind == "jumprelu" else "",
@@ -80,7 +80,7 @@ def gathered(text: str) -> int:
 
 
 def train(
-    kind: str, split: str | None, *, members: int = 0, target: bool = False, revive: bool = False
+    kind: str, split: str | None, *, members: int = 0, target: bool = False, resample: bool = False
 ) -> dict[str, Any]:
     """20 steps; the numbers of each, the last state, how often it was compiled, what was gathered."""
     devices = None if split is None else mesh.make_mesh(split, batch=N, atoms=(M,))
@@ -103,7 +103,7 @@ def train(
     state = sharding.place_state(state, devices, members=members)
     hyperparams = mesh.everywhere(jax.tree.map(jnp.asarray, hyperparams), devices)
     normalizers = [mesh.everywhere(normalizer_of(width), devices) for width in (D, D_OUT)]
-    step = make_update(step_config, members=members, mesh=devices)
+    step = make_train_step(step_config, members=members, mesh=devices)
     numbers, since, before = [], [], step._cache_size()
     inputs: Any = None
     for at, (one, other) in enumerate(zip(bits_of(0, D), bits_of(1, D_OUT), strict=True), start=1):
@@ -111,9 +111,9 @@ def train(
         more = (rows[1], normalizers[1]) if target else ()
         inputs = Batch(rows[0], normalizers[0], *more)
         state, metrics = step(state, inputs, hyperparams)
-        if revive and at == REVIVED:
-            state = dead_features.revive(
-                state, inputs, step_config, range(members or 1), at, devices
+        if resample and at == RESAMPLED:
+            state = dead_features.resample(
+                state, inputs, step_config, seeds=range(members or 1), step=at, devices=devices
             )
         numbers.append(np.array(jax.device_get(metrics)))
         since.append(np.array(state.since_fired))
@@ -125,7 +125,7 @@ def train(
         "parts": [leaf.addressable_shards[0].data.shape for leaf in _with_atoms(state)],
         "wholes": [leaf.shape for leaf in _with_atoms(state)],
     }
-    weights = jax.tree_util.tree_leaves_with_path(mesh.collected(state))
+    weights = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     return found | {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in weights}
 
 
@@ -165,8 +165,8 @@ def main(out: str, *every: str) -> None:
     for name in ("one", "both"):
         if every:
             results["transcoder", name] = train("batchtopk", MESHES[name], target=True)
-        results["resampled", name] = train("jumprelu", MESHES[name], revive=True)
-        results["members", name] = train("topk", MESHES[name], members=2, revive=True)
+        results["resampled", name] = train("jumprelu", MESHES[name], resample=True)
+        results["members", name] = train("topk", MESHES[name], members=2, resample=True)
     np.savez(out, **{"/".join((*at, n)): v for at, one in results.items() for n, v in one.items()})
 
 

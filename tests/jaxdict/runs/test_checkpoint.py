@@ -9,14 +9,14 @@ import pytest
 
 from jaxdict.runs.checkpoint import Checkpoints
 from jaxdict.sae.state import initial_state
-from jaxdict.sae.step_config import Adam, Rate, Recipe
+from jaxdict.sae.step_config import AdamConfig, ScheduleConfig, StepConfig
 
-RATE, ADAM = Rate(10, 1, 0.0), Adam(0.9, 0.99, 1e-8, 1.0)
-RECIPE = Recipe("topk", 2, 2, 0, "residual", 100, 0.9, RATE, ADAM)
+SCHEDULE, ADAM = ScheduleConfig(10, 1, 0.0), AdamConfig(0.9, 0.99, 1e-8, 1.0)
+STEP_CONFIG = StepConfig("topk", 2, 2, 0, "residual", 100, 0.9, SCHEDULE, ADAM)
 
 
 def state(seed=0):
-    return initial_state(jax.random.key(seed), 6, mean=jnp.arange(4.0), recipe=RECIPE)
+    return initial_state(jax.random.key(seed), 6, mean=jnp.arange(4.0), step_config=STEP_CONFIG)
 
 
 def test_whole_state_comes_back_bit_for_bit(tmp_path):

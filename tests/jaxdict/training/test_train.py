@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 from jaxdict.codes.codes import Codes
+from jaxdict.flags import resumable, sweepable
 from jaxdict.rows.normalization import Normalizer, bfloat16_rows
+from jaxdict.runs import folder
 from jaxdict.runs.folder import read_lines, read_run
 from jaxdict.sae import kinds, model, step_config
 from jaxdict.sae.config import TrainSAEConfig
-from jaxdict.sae.optimizer import schedule
-from jaxdict.sae.state import Batch, initial_state
-from jaxdict.sae.step import count_rows, loss, make_update
+from jaxdict.sae.optimizer import learning_rate_schedule
+from jaxdict.sae.state import Batch, NormalizedRows, initial_state
+from jaxdict.sae.step import count_rows, loss, make_train_step
 from jaxdict.training import train
 from jaxdict.training.saved_run import read_sae
 from jaxdict.training.train import train_sae
@@ -42,7 +44,7 @@ def store(tmp_path_factory):
 def whole(store, tmp_path_factory):
     """A run that nothing disturbed, with a moving average and dead features."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    config = TrainSAEConfig(store=store, out=out, **SMALL, ema=0.9, dead_rows=500, save_every=20)
+    config = TrainSAEConfig.of(store=store, out=out, **SMALL, ema=0.9, dead_rows=500, save_every=20)
     return config, train_sae(config)
 
 
@@ -51,7 +53,7 @@ def weights(run):
     return trained.step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trained.params)]
 
 
-RECIPE = step_config.StepConfig(
+STEP_CONFIG = step_config.StepConfig(
     kind="topk",
     k=4,
     slots=4,
@@ -59,27 +61,28 @@ RECIPE = step_config.StepConfig(
     aux_form="residual",
     dead_rows=100,
     ema=0.0,
-    rate=step_config.ScheduleConfig(50, 3, 0.2),
+    schedule=step_config.ScheduleConfig(50, 3, 0.2),
     adam=step_config.AdamConfig(0.9, 0.99, 1e-8, 1.0),
 )
-DIALS = step_config.Hyperparams(*map(jnp.float32, (1e-2, 1 / 32, 0.0, 12.0)))
+HYPERPARAMS = step_config.Hyperparams(*map(jnp.float32, (1e-2, 1 / 32, 0.0, 12.0)))
 
 
-def small_update(step_config=RECIPE):
+def small_update(step_config=STEP_CONFIG):
     d, m = 12, 64
     state = initial_state(jax.random.key(0), m, mean=jnp.zeros(d), step_config=step_config)
     normalizer = Normalizer(jnp.zeros(d), jnp.ones(d), jnp.ones(d))
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(30, 32, d)).astype(np.float32)
     batches = (rows.view(np.uint32) >> 16).astype("u2")
-    return make_update(step_config), state, [Batch(jnp.asarray(one), normalizer) for one in batches]
+    step = make_train_step(step_config)
+    return step, state, [Batch(jnp.asarray(one), normalizer) for one in batches]
 
 
 def test_step_compiles_once_and_keeps_unit_atoms_even_when_features_die():
     step, state, batches = small_update()
     seen = []
     for batch in batches:
-        state, numbers = step(state, batch, DIALS)
+        state, numbers = step(state, batch, HYPERPARAMS)
         seen.append(jax.device_get(numbers))
         np.testing.assert_allclose(jnp.linalg.norm(state.params.atoms, axis=1), 1, atol=1e-5)
     assert step._cache_size() == 1
@@ -92,12 +95,12 @@ def test_step_compiles_once_and_keeps_unit_atoms_even_when_features_die():
 def test_step_gives_its_buffers_away():
     step, state, batches = small_update()
     before = state.params.encoder
-    step(state, batches[0], DIALS)
+    step(state, batches[0], HYPERPARAMS)
     assert before.is_deleted()
 
 
 def test_one_step_is_adam_on_the_slow_gradient():
-    step, state, batches = small_update(RECIPE._replace(k_aux=0))
+    step, state, batches = small_update(STEP_CONFIG._replace(k_aux=0))
     params = [np.asarray(leaf, np.float64) for leaf in state.params[:4]]
     x = np.asarray(bfloat16_rows(batches[0].bits), np.float64)
     _, slopes = reference.gradient(*params, x, 4, 12.0)
@@ -111,7 +114,7 @@ def test_one_step_is_adam_on_the_slow_gradient():
         # Adam's first step with bias correction: g / (|g| + eps), at a third of the rate (warm-up).
         wanted.append(value - 1e-2 / 3 * slope / (np.abs(slope) + 1e-8))
     wanted[2] /= np.linalg.norm(wanted[2], axis=1, keepdims=True)
-    state, _ = step(state, batches[0], DIALS)
+    state, _ = step(state, batches[0], HYPERPARAMS)
     for got, value, slope in zip(state.params[:4], wanted, slopes, strict=True):
         sure = (np.abs(slope) > 1e-5) | (slope == 0)
         np.testing.assert_allclose(np.asarray(got)[sure], value[sure], atol=2e-5)
@@ -138,27 +141,27 @@ def test_dead_features_learn_through_auxk_only():
     dead = jnp.arange(64) >= 60
     # Far below the others: never among the k, but still active on their own.
     params = params._replace(encoder_bias=jnp.where(dead, 0.0, 30.0))
-    step_config = RECIPE._replace(k_aux=2)
-    slope = jax.jit(jax.grad(loss, has_aux=True), static_argnums=(4, 6))
-    without, _ = slope(params, z, z, None, step_config, DIALS, 0)
-    with_aux, _ = slope(params, z, z, dead, step_config, DIALS, 2)
+    step_config = STEP_CONFIG._replace(k_aux=2)
+    slope = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+    without, _ = slope(params, NormalizedRows(z, z), step_config, HYPERPARAMS)
+    with_aux, _ = slope(params, NormalizedRows(z, z), step_config, HYPERPARAMS, dead=dead)
     assert (np.asarray(without.encoder)[60:] == 0).all()
     assert (np.abs(np.asarray(with_aux.encoder)[60:]).max(1) > 0).all()
 
 
 def test_learning_rate_warms_up_stays_and_falls():
-    rate = schedule(step_config.ScheduleConfig(100, 10, 0.2))
+    rate = learning_rate_schedule(step_config.ScheduleConfig(100, 10, 0.2))
     np.testing.assert_allclose(
         [2 * rate(t) for t in (0, 4, 9, 50, 80, 90, 99)], [0.2, 1, 2, 2, 2, 1, 0.1], rtol=1e-6
     )
-    assert float(schedule(step_config.ScheduleConfig(10, 0, 0.0))(9)) == 1
+    assert float(learning_rate_schedule(step_config.ScheduleConfig(10, 0, 0.0))(9)) == 1
 
 
 def test_a_planted_dictionary_is_found(tmp_path):
     store = write_planted_store(tmp_path / "store", images=120, true=20, d=16)
     out = tmp_path / "run"
     summary = train_sae(
-        TrainSAEConfig(
+        TrainSAEConfig.of(
             store=store, site=SITE, out=out, atoms=48, k=5, batch=256, rows=150_000, aux=0
         )
     )
@@ -188,7 +191,7 @@ def test_run_folder_holds_everything(whole):
     assert held["fvu"] == summary["heldout"]["fvu"]
     assert set(held["fvu_per_step"]) == {"0", "1"}
     last = [line for line in lines if line["kind"] == "train"][-1]
-    assert last["rows"] == config.rows and last["dead"] == pytest.approx(
+    assert last["rows"] == config.data.rows and last["dead"] == pytest.approx(
         summary["training"]["dead_share"]
     )
     assert (config.out / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -196,8 +199,8 @@ def test_run_folder_holds_everything(whole):
 
 def test_logging_and_measuring_change_no_number(whole, tmp_path):
     config, _ = whole
-    other = dataclasses.replace(
-        config, out=tmp_path / "run", log_every=1, eval_every=13, save_every=17, memory=0
+    other = config.replace(
+        out=tmp_path / "run", log_every=1, eval_every=13, save_every=17, memory=0
     )
     train_sae(other)
     assert weights(other.out) == weights(config.out)
@@ -205,7 +208,7 @@ def test_logging_and_measuring_change_no_number(whole, tmp_path):
 
 def test_seed_changes_the_weights(whole, tmp_path):
     config, _ = whole
-    other = dataclasses.replace(config, out=tmp_path / "run", seed=1)
+    other = config.replace(out=tmp_path / "run", seed=1)
     train_sae(other)
     assert weights(other.out)[1] != weights(config.out)[1]
 
@@ -221,9 +224,7 @@ def test_sigterm_saves_and_exits_and_resume_goes_on(whole, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=terminate, daemon=True).start()
-    longer = dataclasses.replace(
-        config, out=out, log_every=1, rows=128 * 5000, save_every=10_000, aux=0
-    )
+    longer = config.replace(out=out, log_every=1, rows=128 * 5000, save_every=10_000, aux=0)
     with pytest.raises(SystemExit) as stopped:
         train_sae(longer)
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -238,26 +239,26 @@ def test_folder_in_use_and_other_settings_are_refused_by_name(whole, store, tmp_
     with pytest.raises(FileExistsError, match="--resume"):
         train_sae(config)
     with pytest.raises(ValueError, match=r"--k = 4 .*got 5"):
-        train_sae(dataclasses.replace(config, resume=True, k=5))
+        train_sae(config.replace(resume=True, k=5))
     other = write_planted_store(tmp_path / "other", seed=9, images=48)
     with pytest.raises(ValueError, match=r"store fingerprint = '\w+' .*got '\w+'"):
-        train_sae(dataclasses.replace(config, resume=True, store=other))
+        train_sae(config.replace(resume=True, store=other))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"found no config\.json"):
-        train_sae(dataclasses.replace(config, resume=True, out=tmp_path / "foreign"))
+        train_sae(config.replace(resume=True, out=tmp_path / "foreign"))
 
 
 def test_resume_of_a_finished_run_leaves_its_weights(whole):
     config, summary = whole
     before = weights(config.out)
-    again = train_sae(dataclasses.replace(config, resume=True))
+    again = train_sae(config.replace(resume=True))
     assert weights(config.out) == before
     assert again["heldout"] == summary["heldout"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(store, tmp_path):
-    config = TrainSAEConfig(
+    config = TrainSAEConfig.of(
         store=store, out=tmp_path / "run", **SMALL, aux=0, lr=1e30, clip=0, save_every=1
     )
     with pytest.raises(ValueError, match=r"finite loss, got .*last good checkpoint: .*; start"):
@@ -266,7 +267,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(stor
 
 def test_store_without_validation_images_still_trains(tmp_path):
     store = write_planted_store(tmp_path / "store", validation=0, images=16)
-    config = TrainSAEConfig(store=store, out=tmp_path / "run", **{**SMALL, "rows": 1280, "aux": 0})
+    config = TrainSAEConfig.of(
+        store=store, out=tmp_path / "run", **{**SMALL, "rows": 1280, "aux": 0}
+    )
     assert train_sae(config)["heldout"] is None
 
 
@@ -280,26 +283,67 @@ def test_bad_settings_say_what_was_expected(store, tmp_path):
         ({"steps": (1, 1)}, r"--steps: expected different indices"),
     ):
         with pytest.raises(ValueError, match=message):
-            TrainSAEConfig(store=store, out=tmp_path, **{**SMALL, **wrong})
-    config = TrainSAEConfig(store=store, out=tmp_path / "x", site=SITE, k=200)
+            TrainSAEConfig.of(store=store, out=tmp_path, **{**SMALL, **wrong})
+    config = TrainSAEConfig.of(store=store, out=tmp_path / "x", site=SITE, k=200)
     with pytest.raises(ValueError, match=r"number of atoms \(128\), got 200"):
         train_sae(config)
     assert not (tmp_path / "x").exists()
 
 
 def test_every_field_of_the_config_is_read():
-    rooms = (Path(module.__file__).parent for module in (train, kinds))
-    files = (file for room in rooms for file in room.glob("*.py") if file.name != "config.py")
-    sources = [file.read_text() for file in files]
-    read = {"preset"} | {  # the command line reads that one, before there is a config
-        node.attr
-        for node in ast.walk(
-            ast.parse("\n".join(s.replace("from __future__", "# ") for s in sources))
-        )
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name | ast.Attribute)
-        and (node.value.id if isinstance(node.value, ast.Name) else node.value.attr).endswith(
-            "config"
-        )
-    }
-    assert {field.name for field in dataclasses.fields(TrainSAEConfig)} <= read
+    """As `config.site`, or `config.data.rows`; a group may first be given a name, such as that of its class."""
+    folders = {Path(module.__file__).parent for module in (train, kinds, folder)}
+    files = (file for at in folders for file in at.glob("*.py") if file.name != "config.py")
+    read = {("config", "preset")}  # the command line reads that one, before there is a config
+    for tree in (ast.parse(file.read_text()) for file in files):
+        named = {
+            target.id: value.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            for target, value in pairs_of(node)
+            if isinstance(target, ast.Name) and isinstance(value, ast.Attribute)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+                at = node.value
+                name = at.attr if isinstance(at, ast.Attribute) else named.get(at.id, at.id)
+                read.add((name, node.attr))
+    for field in dataclasses.fields(TrainSAEConfig):
+        if dataclasses.is_dataclass(field.default):
+            for inner in dataclasses.fields(field.default):
+                assert (field.name, inner.name) in read
+        else:
+            assert ("config", field.name) in read
+
+
+def pairs_of(node):
+    """(target, value) of an assignment, one by one where it assigns several."""
+    for target in node.targets:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(target.elts, node.value.elts, strict=True)
+        else:
+            yield target, node.value
+
+
+def test_settings_have_one_name_each_and_an_unknown_one_is_refused(store, tmp_path):
+    config = TrainSAEConfig.of(store=store, out=tmp_path, **SMALL)
+    groups = [group for group in vars(config).values() if dataclasses.is_dataclass(group)]
+    names = [field.name for one in (config, *groups) for field in dataclasses.fields(one)]
+    assert len(names) == len(set(names)) == len(config.flat()) + len(groups)
+    other = config.replace(lr=0.5, k=2, site="double.7.img")
+    changed = {name for name, value in other.flat().items() if value != config.flat()[name]}
+    assert changed == {"lr", "k", "site"} and other.optimizer.lr == 0.5
+    for make in (TrainSAEConfig.of, config.replace):
+        with pytest.raises(TypeError, match=r"settings of TrainSAEConfig, got speed"):
+            make(store=store, out=tmp_path, **SMALL, speed=3)
+    with pytest.raises(ValueError, match=r"--k: expected a whole number"):
+        config.replace(k=0)
+
+
+def test_what_a_resumed_run_may_change_is_nothing_to_sweep():
+    free = resumable(TrainSAEConfig)
+    assert {"store", "out", "mesh", "memory", "eval_rows", "resume"} < free
+    assert not free & {"site", "seed", "rows", "fit_rows", "lr"}
+    assert not free & sweepable(TrainSAEConfig)
+    assert {"lr", "k", "seed", "normalize"} < sweepable(TrainSAEConfig)
+    assert not sweepable(TrainSAEConfig) & {"site", "batch", "rows", "target", "sweep"}

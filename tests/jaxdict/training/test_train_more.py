@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import shutil
@@ -16,16 +15,17 @@ from harvest.store import open_store
 from jaxdict import cli
 from jaxdict.dictionary.arrays import ENCODER_KINDS
 from jaxdict.dictionary.files import load_dictionary
+from jaxdict.flags import flatten, settings_of
 from jaxdict.rows.loader import Loader
 from jaxdict.rows.normalization import fit, normalize, to_device
 from jaxdict.rows.source import floats, source_of
 from jaxdict.runs.checkpoint import Checkpoints
-from jaxdict.runs.folder import CONFIG, SUMMARY
+from jaxdict.runs.folder import CONFIG, SUMMARY, read_run
 from jaxdict.sae import dead_features
 from jaxdict.sae.config import PRESETS, TrainSAEConfig
 from jaxdict.sae.state import Batch
 from jaxdict.training import batches, initialize, sweep
-from jaxdict.training.saved_run import first_state
+from jaxdict.training.saved_run import read_sae, state_template
 from tests.jaxdict.command import curve, raw, weights, words
 from tests.jaxdict.planted import SITE, write_planted_store
 
@@ -114,12 +114,12 @@ def test_atoms_from_rows_are_rows_and_a_transcoders_pairs_are_rows_of_one_token(
     opened = open_store(store)
     sources = [source_of(opened, site) for site in (SITE, NARROW)]
     blocks = [[floats(bits) for _, bits in source.blocks()] for source in sources]
-    fitted = batches.Fitted(*(fit(lambda b=one: b, "whiten") for one in blocks))
+    fitted = batches.Normalizations(*(fit(lambda b=one: b, "whiten") for one in blocks))
     loaders = [Loader(source, batch=20, seed=5, pool=300) for source in sources]
-    config = TrainSAEConfig(store=store, out=store, **SMALL, target=NARROW)
+    config = TrainSAEConfig.of(store=store, out=store, **SMALL, target=NARROW)
     member = sweep.expand(config, opened)[0]
     params = initialize.from_rows(
-        first_state(member, fitted).params, loaders[0], fitted, loaders[1]
+        initialize.random_state(member, fitted).params, loaders[0], fitted, target=loaders[1]
     )
     places = []
     for atoms, normalization, block in zip(
@@ -167,8 +167,8 @@ def test_a_revived_feature_is_a_row_and_the_others_stay_as_they_are(resampled, s
     batch = Batch(jax.numpy.asarray(bits), to_device(normalization))
     step_config = sweep.step_config_of(_member(run))
     before = jax.tree.map(np.array, state)
-    after = dead_features.revive(
-        jax.tree.map(jax.numpy.asarray, state), batch, step_config, [7], 20
+    after = dead_features.resample(
+        jax.tree.map(jax.numpy.asarray, state), batch, step_config, seeds=[7], step=20
     )
     live = ~dead
     for old, new in zip(before.params[:3], after.params[:3], strict=True):
@@ -188,8 +188,8 @@ def test_a_revived_feature_is_a_row_and_the_others_stay_as_they_are(resampled, s
             assert not now[dead].any() and then[dead].any()
             np.testing.assert_array_equal(now[live], then[live])
     np.testing.assert_array_equal(after.since_fired, np.where(dead, 0, 3))
-    again = dead_features.revive(
-        jax.tree.map(jax.numpy.asarray, state), batch, step_config, [7], 20
+    again = dead_features.resample(
+        jax.tree.map(jax.numpy.asarray, state), batch, step_config, seeds=[7], step=20
     )
     assert raw(jax.tree.leaves(jax.tree.map(np.asarray, again))) == raw(
         jax.tree.leaves(jax.tree.map(np.asarray, after))
@@ -197,18 +197,15 @@ def test_a_revived_feature_is_a_row_and_the_others_stay_as_they_are(resampled, s
 
 
 def _member(run):
-    settings = json.loads((run / CONFIG).read_text())["config"]
-    tuples = {"steps": (), "sweep": ()}
-    config = TrainSAEConfig(**{**settings, **tuples})
+    config = read_sae(run, read_run(run)).config
     return sweep.Member("", config, sweep.resolve(config, 16))
 
 
 def _state_of(run):
     member = _member(run)
     zero = fit(lambda: [np.random.default_rng(0).normal(size=(9, 16))], "standardize")
-    template = jax.eval_shape(lambda: first_state(member, batches.Fitted(zero, None)))
     with Checkpoints(run) as checkpoints:
-        return checkpoints.restore(template)
+        return checkpoints.restore(state_template(member, batches.Normalizations(zero)))
 
 
 def test_the_best_checkpoint_outlives_the_newest_and_can_be_exported(tmp_path):
@@ -289,8 +286,10 @@ def test_a_preset_is_shown_can_be_changed_and_is_saved_in_full(store, tmp_path, 
     saved = json.loads((out / CONFIG).read_text())["config"]
     changed = {"atoms": 32, "k": 3, "batch": 64, "rows": 128, "ema": 0.5}
     wanted = {**PRESETS["flux-paper"], **changed, "preset": "flux-paper"}
-    assert {name: saved[name] for name in wanted} == wanted
-    assert saved.keys() == {field.name for field in dataclasses.fields(TrainSAEConfig)}
+    groups = {name for name, value in saved.items() if isinstance(value, dict)}
+    assert {"model", "data", "optimizer", "run"} < groups
+    assert {name: flatten(saved)[name] for name in wanted} == wanted
+    assert flatten(saved).keys() == settings_of(TrainSAEConfig).keys()
 
 
 def test_resume_with_other_settings_or_another_store_names_both_values(
@@ -316,8 +315,7 @@ def test_a_run_of_an_older_version_asks_to_be_trained_again(resampled, tmp_path,
     old = tmp_path / "old"
     shutil.copytree(resampled[0], old)
     description = json.loads((old / CONFIG).read_text())
-    for name in ("sweep", "order_seed"):
-        del description["config"][name]
+    del description["config"]["sweep"], description["config"]["data"]["order_seed"]
     (old / CONFIG).write_text(json.dumps(description))
     said = one_line(capsys, "export", str(old), *words(out=tmp_path / "dictionary"))
     assert "an older jaxdict" in said and "order_seed, sweep" in said and "train again" in said

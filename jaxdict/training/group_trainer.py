@@ -1,0 +1,111 @@
+"""One group of members while it trains: its state, its compiled step, its weights when they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdict.devices import mesh
+from jaxdict.rows import Loader
+from jaxdict.sae import (
+    Batch,
+    Hyperparams,
+    Metrics,
+    TrainState,
+    dead_features,
+    make_train_step,
+    sharding,
+)
+from jaxdict.training import sweep
+from jaxdict.training.batches import Normalizations
+from jaxdict.training.initialize import first_state
+from jaxdict.training.sweep import Group, Member
+
+
+class GroupTrainer:
+    """Trains the members of a group with one compiled step.
+
+    Attributes:
+        group: the members.
+        state: of one member, or of all of them stacked on a first axis.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        normalizations: Normalizations,
+        *,
+        loaders: Mapping[str, Loader],
+        devices: Mesh | None,
+    ) -> None:
+        """Make the first state.
+
+        Args:
+            group: the members.
+            normalizations: of their rows.
+            loaders: give first training rows, by site.
+            devices: where to train, None for one device.
+        """
+        self.group, self._devices = group, devices
+        states = [first_state(member, normalizations, loaders) for member in group.members]
+        state = states[0]
+        if group.stacked:
+            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        self.state: TrainState = sharding.place_state(state, devices, members=group.stacked)
+        self._train_step = make_train_step(group.step_config, members=group.stacked, mesh=devices)
+        self._hyperparams = self._stacked_hyperparams(normalizations.out.variance)
+
+    def _stacked_hyperparams(self, variance: float) -> Hyperparams:
+        every = [sweep.hyperparams_of(member, variance) for member in self.group.members]
+
+        def scalars(*values: float) -> jax.Array:
+            return jnp.asarray(values if self.group.stacked else values[0], jnp.float32)
+
+        return mesh.everywhere(jax.tree.map(scalars, *every), self._devices)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps that its state has taken."""
+        return int(np.asarray(self.state.step).reshape(-1)[0])
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        """Take optimizer step number `step`, and resample dead features if it is time to.
+
+        Returns:
+            The numbers of the step, of each member; they are still on the device.
+        """
+        self.state, numbers = self._train_step(self.state, batch, self._hyperparams)
+        every = self.group.config.dead_features.resample
+        last = self.group.step_config.schedule.steps
+        if every and step % every == 0 and step < last:
+            seeds = [member.config.seed for member in self.group.members]
+            self.state = dead_features.resample(
+                self.state,
+                batch,
+                self.group.step_config,
+                seeds=seeds,
+                step=step,
+                devices=self._devices,
+            )
+        return numbers
+
+    def restore(self, state: Any) -> None:
+        """Go on from a state as a checkpoint holds it, in NumPy arrays."""
+        if self._devices is None:
+            self.state = jax.tree.map(jnp.asarray, state)
+        else:
+            stacked = self.group.stacked
+            self.state = sharding.place_state(state, self._devices, members=stacked)
+
+    def members(self, state: TrainState) -> Iterator[tuple[Member, TrainState]]:
+        """Each member with its own state, out of one of the group."""
+        for place, member in enumerate(self.group.members):
+            if self.group.stacked:
+                yield member, jax.tree.map(lambda leaf, at=place: leaf[at], state)
+            else:
+                yield member, state
