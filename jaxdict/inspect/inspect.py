@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from harvest.atomic import write_json
+from harvest.atomic import read_json, write_json
+from jaxdict.dictionary import CARD_FILE, TENSORS_FILE
 from jaxdict.inspect.config import InspectConfig
+from jaxdict.runs import CONFIG, METRICS, SUMMARY, read_lines
 from jaxdict.tables import brief, flat, print_table, print_title, print_values
 
-_STORE, _CARD = "zarr.json", "card.json"
+_STORE_FILE = "zarr.json"
+_NEED_STORE = ("sites", "spectrum", "verify", "compare")
+"""Flags that only an activation store can answer."""
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Print what lies at a path.
+    """Print what a store, a run or a dictionary holds.
 
     Args:
         config: the path, and what else is to be shown of a store.
@@ -50,20 +54,15 @@ def _inspect(config: InspectConfig) -> dict[str, Any]:
     path = Path(config.path)
     if path.is_file():
         path = path.parent
-    for file, read in {_STORE: None, **_READERS}.items():
-        if (path / file).is_file():
-            if read is None:
-                return inspect_store(config, str(path))
-            _only_path(config, path, *(() if file == _CARD else ("plot",)))
-            facts = read(path)
-            if config.plot is not None:
-                from jaxdict.itda import draw_most_used
-
-                facts["plots"] = [str(draw_most_used(path, config.plot, rows=config.rows))]
-            return facts
+    if (path / _STORE_FILE).is_file():
+        return inspect_store(config, str(path))
+    if (path / CARD_FILE).is_file():
+        return _inspect_dictionary(config, path)
+    if (path / CONFIG).is_file():
+        return _inspect_run(config, path)
     if not path.exists():
         raise ValueError(f"expected a store, a run or a dictionary at {path}, but nothing is there")
-    known = (_STORE, *_READERS)
+    known = (_STORE_FILE, CARD_FILE, CONFIG)
     inner = sorted(p.name for p in path.iterdir() if any((p / file).is_file() for file in known))
     hint = f"; try one of its folders: {', '.join(inner)}" if inner else ""
     raise ValueError(
@@ -71,25 +70,26 @@ def _inspect(config: InspectConfig) -> dict[str, Any]:
     )
 
 
-def _only_path(config: InspectConfig, path: Path, *others: str) -> None:
-    stores_own = ("sites", "spectrum", "verify", "compare", *others)
-    asked = [name for name in stores_own if getattr(config, name)]
+def _refuse(config: InspectConfig, path: Path, flags: Sequence[str]) -> None:
+    """Raise ValueError if a flag is given that needs an activation store."""
+    asked = [name for name in flags if getattr(config, name)]
     if asked:
         raise ValueError(
             f"--{asked[0]}: expected an activation store, but {path} is none; leave it out"
         )
 
 
-def _dictionary(path: Path) -> dict[str, Any]:
-    card = _json(path / "card.json")
+def _inspect_dictionary(config: InspectConfig, path: Path) -> dict[str, Any]:
+    _refuse(config, path, _NEED_STORE)
+    card = read_json(path / CARD_FILE)
     tensors: dict[str, list[int]] = {}
     try:
-        with safe_open(path / "dictionary.safetensors", framework="numpy") as file:
+        with safe_open(path / TENSORS_FILE, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                 tensors[name] = list(file.get_slice(name).get_shape())
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(
-            f"expected tensors in {path / 'dictionary.safetensors'}, got: {error}; export it again"
+            f"expected tensors in {path / TENSORS_FILE}, got: {error}; export it again"
         ) from error
     keys = ("kind", "d", "m", "k", "site", "normalization", "store_fingerprint", "folding_error")
     facts = {key: brief(card[key]) for key in keys if key in card}
@@ -100,49 +100,28 @@ def _dictionary(path: Path) -> dict[str, Any]:
     print_table(("tensor", "shape"), [(n, " x ".join(map(str, s))) for n, s in tensors.items()])
     metrics = dict(flat(card.get("metrics") or {}))
     print_values("metrics", metrics)
-    return {
-        "what": "dictionary",
-        "path": str(path),
-        **facts,
-        "tensors": tensors,
-        "metrics": metrics,
-    }
+    result = {"what": "dictionary", "path": str(path), **facts}
+    result |= {"tensors": tensors, "metrics": metrics}
+    if config.plot is not None:
+        from jaxdict.itda import draw_most_used
+
+        result["plots"] = [str(draw_most_used(path, config.plot, rows=config.rows))]
+    return result
 
 
-def _run(path: Path) -> dict[str, Any]:
-    config = _json(path / "config.json")
-    facts = {key: brief(config[key]) for key in ("verb", "kind") if key in config}
-    settings = config.get("config", config)
-    lines = []
-    if (path / "metrics.jsonl").is_file():
-        for text in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue  # a last line that a kill cut off
-    last: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        last[str(line.get("kind", ""))] = line
-    finished = (path / "summary.json").is_file()
+def _inspect_run(config: InspectConfig, path: Path) -> dict[str, Any]:
+    _refuse(config, path, (*_NEED_STORE, "plot"))
+    description = read_json(path / CONFIG)
+    facts = {key: brief(description[key]) for key in ("verb", "kind") if key in description}
+    settings = description.get("config", description)
+    last = {str(line.get("kind", "")): line for line in read_lines(path / METRICS)}
+    finished = (path / SUMMARY).is_file()
     facts["state"] = "finished" if finished else "unfinished (go on with --resume)"
     print_title(f"{path}: run", facts)
     print_values("settings", dict(flat(settings)))
     for kind, line in last.items():
         print_values(f"last {kind} line".replace("  ", " "), dict(flat(line)))
-    summary = dict(flat(_json(path / "summary.json"))) if finished else {}
+    summary = dict(flat(read_json(path / SUMMARY))) if finished else {}
     print_values("summary", summary)
     result = {"what": "run", "path": str(path), **facts, "config": settings}
     return {**result, "metrics": last, "summary": summary}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected JSON in {path}, got a damaged file ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object in {path}, got {type(value).__name__}")
-    return value
-
-
-_READERS = {_CARD: _dictionary, "config.json": _run}

@@ -20,17 +20,17 @@ _KINDS = {
     "update": "update",
 }
 _MOST_NAMED = 10
-"""Lines that a legend names one by one; more are told by a colour bar."""
+"""Lines up to which a legend names each; more get a colour bar."""
 _MOST_MARKED = 20
-"""Blocks of a line up to which each is marked by a dot."""
+"""Blocks up to which a line has a dot at each."""
 _MOST_TICKS = 12
-"""Blocks up to which each has a tick; of more, each fifth."""
+"""Blocks up to which each has a tick; of more, every fifth has."""
 _ROOM = 0.2
-"""Share of an axis that the words beside the first single block need."""
+"""Share of an axis that the words beside the first single block take."""
 
 
-class _Place(NamedTuple):
-    """Where a site lies: its stream, its kind, and its block, counted through double and single ones."""
+class _SitePosition(NamedTuple):
+    """Where a site is: its stream, its kind, and its block, counted through double and single ones."""
 
     stream: str
     kind: str
@@ -41,20 +41,20 @@ def plot_norms(out: Path, store: Store, means: Mapping[str, Sequence[float]]) ->
     """Draw the mean row norm through the blocks, a line a step, a panel a stream.
 
     Args:
-        out: Folder.
-        store: Of which model, and at which noise levels.
-        means: Site -> mean norm at each captured step.
+        out: folder.
+        store: of which model, and at which noise levels.
+        means: site -> mean norm at each captured step.
 
     Returns:
-        The pictures: ``norms.png`` for the residual stream, ``norms-mlp.png`` and so on for others.
+        the pictures: `norms.png` for the residual stream, `norms-mlp.png` and so on for others.
     """
-    doubles, places = _places(store, means)
+    doubles, positions = _positions(store, means)
     colours = _colours(store.steps)
     pictures = []
-    for kind, streams in _kinds(places):
+    for kind, streams in _kinds(positions):
         figure, panels = _figure(len(streams), f"Norm of the {_KINDS[kind]}: {_named(store)}")
         for axes, (stream, sites) in zip(panels, streams.items(), strict=True):
-            x = np.array([places[site].depth for site in sites])
+            x = np.array([positions[site].depth for site in sites])
             heights = np.array([means[site] for site in sites])
             dots = {"marker": "o", "ms": 3.5} if len(x) <= _MOST_MARKED else {}
             for step, colour in enumerate(colours):
@@ -80,19 +80,19 @@ def plot_spectrum(out: Path, store: Store, found: Mapping[str, Spectrum]) -> lis
     """Draw the share of variance of the first principal components, a line a site, a panel a stream.
 
     Args:
-        out: Folder.
-        store: Of which model.
-        found: Site -> spectrum.
+        out: folder.
+        store: of which model.
+        found: site -> spectrum.
 
     Returns:
-        The pictures: ``spectrum.png`` for the residual stream, ``spectrum-mlp.png`` and so on for others.
+        the pictures: `spectrum.png` for the residual stream, `spectrum-mlp.png` and so on for others.
     """
-    doubles, places = _places(store, found)
+    doubles, positions = _positions(store, found)
     pictures = []
-    for kind, streams in _kinds(places):
+    for kind, streams in _kinds(positions):
         title = f"Principal components of the {_KINDS[kind]}: {_named(store)}"
         figure, panels = _figure(len(streams), title, sharex=True)
-        depths = sorted({places[site].depth for sites in streams.values() for site in sites})
+        depths = sorted({positions[site].depth for sites in streams.values() for site in sites})
         colours = dict(zip(depths, _colours(len(depths)), strict=True))
         named = len(depths) <= _MOST_NAMED
         for axes, (stream, sites) in zip(panels, streams.items(), strict=True):
@@ -101,7 +101,7 @@ def plot_spectrum(out: Path, store: Store, found: Mapping[str, Spectrum]) -> lis
                 axes.plot(
                     np.arange(1, len(share) + 1),
                     share,
-                    color=colours[places[site].depth],
+                    color=colours[positions[site].depth],
                     lw=1.5 if named else 1.0,
                     label=site,
                 )
@@ -116,31 +116,31 @@ def plot_spectrum(out: Path, store: Store, found: Mapping[str, Spectrum]) -> lis
         if not named:
             bar = _bar(figure, panels, depths, "block")
             ticks = _ticks(depths[0], depths[-1], doubles)
-            places_on_bar = np.interp(ticks, depths, np.arange(len(depths)))
-            bar.set_ticks(places_on_bar, labels=[_block(depth, doubles) for depth in ticks])
+            ticks_on_bar = np.interp(ticks, depths, np.arange(len(depths)))
+            bar.set_ticks(ticks_on_bar, labels=[_block(depth, doubles) for depth in ticks])
         pictures.append(_save(figure, out, "spectrum", kind))
     return pictures
 
 
-def _places(store: Store, sites: Mapping[str, Any]) -> tuple[int, dict[str, _Place]]:
-    """Number of double blocks, and where each site lies, in the order of the model."""
+def _positions(store: Store, sites: Mapping[str, Any]) -> tuple[int, dict[str, _SitePosition]]:
+    """Number of double blocks, and the position of each site, in the order of the model."""
     parts = {site: (*site.split("."), "")[:4] for site in sites}
     doubles = store.attrs.get("model", {}).get("double") or 1 + max(
         (int(number) for block, number, _, _ in parts.values() if block == "double"), default=-1
     )
-    places = {
-        site: _Place(stream, kind, int(number) + (doubles if block == "single" else 0))
+    positions = {
+        site: _SitePosition(stream, kind, int(number) + (doubles if block == "single" else 0))
         for site, (block, number, stream, kind) in parts.items()
     }
-    return doubles, dict(sorted(places.items(), key=lambda item: item[1].depth))
+    return doubles, dict(sorted(positions.items(), key=lambda item: item[1].depth))
 
 
-def _kinds(places: Mapping[str, _Place]) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Each kind that is there, with its sites by stream: a picture, and its panels."""
+def _kinds(positions: Mapping[str, _SitePosition]) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Each kind among the sites, with its sites by stream: a picture, and its panels."""
     for kind in _KINDS:
         streams = {
             stream: [
-                s for s, place in places.items() if (place.stream, place.kind) == (stream, kind)
+                s for s, place in positions.items() if (place.stream, place.kind) == (stream, kind)
             ]
             for stream in _STREAMS
         }
@@ -154,13 +154,13 @@ def _block(depth: int, doubles: int) -> str:
 
 
 def _ticks(first: int, last: int, doubles: int) -> list[int]:
-    """The blocks that are named on an axis."""
+    """The blocks that an axis names."""
     every = 1 if last - first < _MOST_TICKS else 5
     return [
         depth
         for depth in range(first, last + 1)
         if (depth if depth < doubles else depth - doubles) % every == 0
-        and not 0 < doubles - depth < every / 2  # too near to s0
+        and not 0 < doubles - depth < every / 2  # its name would touch that of s0
     ]
 
 

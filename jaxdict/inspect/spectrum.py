@@ -17,9 +17,9 @@ _BLOCK = 4096
 class Spectrum(NamedTuple):
     """Variances along the principal components of a site's rows.
 
-    Args:
-        rows: Rows they were taken from.
-        variances: Eigenvalues of the covariance, largest first, float64.
+    Attributes:
+        rows: rows they were taken from.
+        variances: eigenvalues of the covariance, largest first, float64.
     """
 
     rows: int
@@ -50,15 +50,15 @@ def spectrum(store: Store, site: str, *, rows: int) -> Spectrum:
     """Take the spectrum of a site, in float64, from some of its rows.
 
     Args:
-        store: Where they are.
-        site: Its name.
-        rows: How many, about; they are spread evenly over finished images, steps and tokens.
+        store: where they are.
+        site: its name.
+        rows: how many, about; they are spread evenly over finished images, steps and tokens.
 
     Returns:
-        As many variances as the width, or as there are rows where there are fewer.
+        as many variances as the width, or as there are rows where there are fewer.
 
     Raises:
-        ValueError: If the site is unknown, nothing is finished, or the data is damaged.
+        ValueError: the site is unknown, nothing is finished, or the data is damaged.
     """
     values = sample_rows(store, site, rows=rows)
     n, d = values.shape
@@ -79,15 +79,15 @@ def sample_rows(store: Store, site: str, *, rows: int) -> Float[np.ndarray, "n d
     """Read some rows of a site: as few chunks as will do, yet from many images, steps and tokens.
 
     Args:
-        store: Where they are.
-        site: Its name.
-        rows: How many, about: at least so many, where there are so many.
+        store: where they are.
+        site: its name.
+        rows: how many, about: at least so many, where there are so many.
 
     Returns:
         float32 rows. The same ones each time.
 
     Raises:
-        ValueError: As `spectrum`.
+        ValueError: as `spectrum`.
     """
     shape = store.shape(site)
     array: Any = store.group[f"sites/{site}"]

@@ -32,25 +32,27 @@ def inspect_store(config: InspectConfig, path: str) -> dict[str, Any]:
     """Print what a store holds.
 
     Args:
-        config: What is to be shown.
-        path: Its folder or URL.
+        config: what is to be shown.
+        path: its folder or URL.
 
     Returns:
-        What was printed, as JSON-able values.
+        what was printed, as JSON-able values.
 
     Raises:
-        ValueError: If it is no store or damaged, a site is unknown, nothing is finished where
+        ValueError: it is no store or damaged, a site is unknown, nothing is finished where
             activations are needed, or the other store is not alike.
-        OSError: If a folder for plots or JSON cannot be made.
+        OSError: a folder for plots or JSON cannot be made.
     """
     store = open_store(path)
     sites = _chosen(store, config.sites)
     other = open_store(config.compare) if config.compare else None
+    # A folder that cannot be made should not cost the time of reading a store.
     for flag, folder in (("plot", config.plot), ("out", config.out and config.out.parent)):
-        if folder is not None:  # now, not after what may take long
+        if folder is not None:
             make_folder(folder, flag)
     verified = {}
-    if config.verify:  # before all else: what is shown below is read from what may be damaged
+    # Verified first: all else is read from data that may be damaged.
+    if config.verify:
         verified["problems"] = verify_store(store)
         _show_problems(verified["problems"], store)
         if verified["problems"]:
@@ -73,19 +75,16 @@ def inspect_store(config: InspectConfig, path: str) -> dict[str, Any]:
     result = {"what": "store", "path": path, "done": done, **facts, **verified, "sites": table}
 
     if config.spectrum or config.plot:
-        found = {}
-        with tqdm(sites, desc="spectrum", unit="site", leave=False) as bar:
-            for site in bar:
-                found[site] = spectrum(store, site, rows=config.rows)
-        for site, values in found.items():
-            table[site]["spectrum"] = {"rows": values.rows, "shares": _shares(values)}
-        _show_spectrum(found)
+        spectra = _spectra(store, sites, config.rows)
+        for site, one in spectra.items():
+            table[site]["spectrum"] = {"rows": one.rows, "shares": _shares(one)}
+        _show_spectra(spectra)
         if config.plot is not None:
             from jaxdict.inspect.plots import plot_norms, plot_spectrum
 
             means = {site: table[site]["mean norm by step"] for site in sites}
             pictures = plot_norms(config.plot, store, means)
-            pictures += plot_spectrum(config.plot, store, found)
+            pictures += plot_spectrum(config.plot, store, spectra)
             result["plots"] = [str(picture) for picture in pictures]
             print("\n  plots: " + ", ".join(result["plots"]))
     if other is not None:
@@ -97,7 +96,7 @@ def make_folder(folder: Path, flag: str) -> None:
     """Make a folder for what a flag asks for.
 
     Raises:
-        OSError: If it cannot be made, naming the flag.
+        OSError: it cannot be made, naming the flag.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ def make_folder(folder: Path, flag: str) -> None:
 
 
 def _chosen(store: Store, patterns: Sequence[str]) -> list[str]:
-    """Sites that names or globs ask for; all if there are none."""
+    """The sites that names or globs select; all of them without any."""
     found, missing = match_sites(store.sites, patterns)
     if missing:
         raise ValueError(
@@ -166,11 +165,11 @@ def mean_norm(norms: Norms, step: int | None = None) -> float:
     """Mean norm of the rows, each taken to lie in the (geometric) middle of its bin.
 
     Args:
-        norms: Counts of rows by norm.
-        step: Place on the axis of captured steps, or None for all.
+        norms: counts of rows by norm.
+        step: place on the axis of captured steps, or None for all.
 
     Returns:
-        The mean, in units of the activation; 0 if there is no row.
+        the mean, in units of the activation; 0 if there is no row.
     """
     counts = norms.counts.sum(0) if step is None else norms.counts[step]
     low, high = norms.edges[:-1], norms.edges[1:].copy()
@@ -216,22 +215,31 @@ def _step_names(store: Store, chosen: Sequence[int]) -> list[str]:
     return [f"step {store.step_numbers[i]} ({store.sigmas[i]:.3g})" for i in chosen]
 
 
-def _shares(found: Spectrum) -> dict[str, float]:
-    return {str(count): found.share(count) for count in found.powers}
+def _spectra(store: Store, sites: Sequence[str], rows: int) -> dict[str, Spectrum]:
+    """Take the spectrum of each site."""
+    found = {}
+    with tqdm(sites, desc="spectrum", unit="site", leave=False) as bar:
+        for site in bar:
+            found[site] = spectrum(store, site, rows=rows)
+    return found
 
 
-def _show_spectrum(found: dict[str, Spectrum]) -> None:
-    longest = max(found.values(), key=lambda values: len(values.powers)).powers
+def _shares(one: Spectrum) -> dict[str, float]:
+    return {str(count): one.share(count) for count in one.powers}
+
+
+def _show_spectra(spectra: dict[str, Spectrum]) -> None:
+    longest = max(spectra.values(), key=lambda one: len(one.powers)).powers
     print_table(
         ("site", "rows", *map(str, longest), "for 90%"),
         [
             (
                 site,
-                f"{values.rows:,}",
-                *(percent(values.share(n)) if n in values.powers else "" for n in longest),
-                f"{values.components(0.9)} of {len(values.variances)}",
+                f"{one.rows:,}",
+                *(percent(one.share(n)) if n in one.powers else "" for n in longest),
+                f"{one.components(0.9)} of {len(one.variances)}",
             )
-            for site, values in found.items()
+            for site, one in spectra.items()
         ],
         "share of variance of the first principal components",
     )
@@ -252,7 +260,7 @@ def _compare(
         total=2 * row_bytes * len(images), unit="B", unit_scale=True, desc="compare", leave=False
     ) as bar:
         for site in sites:
-            found[site] = compare_site(store, other, site, images, told=bar.update)
+            found[site] = compare_site(store, other, site, images, on_read=bar.update)
     print(
         f"\n  compared with {other.path}, on {len(images)} images finished in both: "
         "||a - b|| / ||a||, and the mean cosine of a and b over rows"
