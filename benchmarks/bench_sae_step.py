@@ -20,7 +20,7 @@ from jaxdict.sae import (
     ScheduleConfig,
     StepConfig,
     initial_state,
-    make_update,
+    make_train_step,
 )
 
 SHAPES = ((1024, 128, 1024, 16), (1024, 768, 12288, 32), (1024, 3072, 12288, 32))
@@ -51,7 +51,7 @@ def measure(n: int, d: int, m: int, k: int, *, rounds: int = 15) -> dict[str, ob
     hyperparams = Hyperparams(*(jnp.float32(value) for value in (1e-3, 0.0, 0.0, variance)))
     batch = Batch(bits, Normalizer(jnp.zeros(d), jnp.ones(d), jnp.ones(d)))
     state = initial_state(jax.random.key(0), m, mean=x.mean(0), step_config=step_config)
-    step = make_update(step_config)
+    step = make_train_step(step_config)
     losses = []
     for _ in range(20):
         state, metrics = step(state, batch, hyperparams)

@@ -7,5 +7,6 @@ from .dictionary.files import save_dictionary as save_dictionary
 from .itda.train import train_itda as train_itda
 from .pursuit import gradient_pursuit as gradient_pursuit
 from .pursuit import prepare_atoms as prepare_atoms
-from .sae.kinds import SAE as SAE
+from .sae.module import SAE as SAE
+from .training.module import load_sae as load_sae
 from .training.train import train_sae as train_sae

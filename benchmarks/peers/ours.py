@@ -1,4 +1,4 @@
-"""Our TopK autoencoder, by `jaxdict.sae.step.make_update`."""
+"""Our TopK autoencoder, by `jaxdict.sae.step.make_train_step`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxdict.sae import (
     ScheduleConfig,
     StepConfig,
     initial_state,
-    make_update,
+    make_train_step,
     model,
 )
 
@@ -45,7 +45,7 @@ class Ours:
             aux_form="residual",
             dead_rows=job.dead_rows or 200_000,
             ema=0.0,
-            rate=ScheduleConfig(job.steps, warmup, 0.0 if job.flat else 0.2),
+            schedule=ScheduleConfig(job.steps, warmup, 0.0 if job.flat else 0.2),
             adam=AdamConfig(0.7, 0.99, 1e-8, 1.0),
         )
         variance = np.square(rows - mean).sum(1, dtype=np.float64).mean()
@@ -60,7 +60,7 @@ class Ours:
         )
         first = self.state.params
         self.state = self.state._replace(params=first._replace(encoder=0.25 * first.encoder))
-        self.step = make_update(step_config)
+        self.step = make_train_step(step_config)
         return rate
 
     def run(self, steps: int) -> None:

@@ -33,7 +33,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 
-class Kind(NamedTuple):
+class EncoderKind(NamedTuple):
     """What is fixed of a kind with an encoder.
 
     Attributes:
@@ -46,12 +46,12 @@ class Kind(NamedTuple):
 
 
 # A further kind is one more line here, and its class in `jaxdict.sae.kinds`.
-ENCODER_KINDS: dict[str, Kind] = {
-    "topk": Kind("none", "the k largest activations"),
-    "batchtopk": Kind("one", "the largest of a batch, k a row on average"),
-    "jumprelu": Kind("each", "what is above a threshold that each atom learns"),
-    "matryoshka": Kind("one", "as batchtopk, nested dictionaries"),
-    "relu": Kind("none", "what is positive, with an L1 penalty"),
+ENCODER_KINDS: dict[str, EncoderKind] = {
+    "topk": EncoderKind("none", "the k largest activations"),
+    "batchtopk": EncoderKind("one", "the largest of a batch, k a row on average"),
+    "jumprelu": EncoderKind("each", "what is above a threshold that each atom learns"),
+    "matryoshka": EncoderKind("one", "as batchtopk, nested dictionaries"),
+    "relu": EncoderKind("none", "what is positive, with an L1 penalty"),
 }
 
 

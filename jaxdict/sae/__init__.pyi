@@ -1,13 +1,13 @@
 from .config import TrainSAEConfig as TrainSAEConfig
-from .kinds import SAE as SAE
 from .model import SAEParams as SAEParams
-from .optimizer import schedule as schedule
+from .module import SAE as SAE
+from .optimizer import learning_rate_schedule as learning_rate_schedule
 from .state import Batch as Batch
 from .state import Metrics as Metrics
 from .state import TrainState as TrainState
 from .state import initial_state as initial_state
 from .state import state_of as state_of
-from .step import make_update as make_update
+from .step import make_train_step as make_train_step
 from .step_config import SINGLE_DEVICE as SINGLE_DEVICE
 from .step_config import AdamConfig as AdamConfig
 from .step_config import Execution as Execution

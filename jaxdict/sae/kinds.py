@@ -9,147 +9,91 @@ once they are trained,
 with a threshold that is 0 (topk, relu), one learned number (batchtopk, matryoshka) or learned for each
 atom (jumprelu). A transcoder is any of them with rows of another site as its target and a bias of its own there.
 
-A further kind is one more class here, in `REGISTRY`, and one more line in `jaxdict.dictionary.arrays.ENCODER_KINDS`:
-what the settings leave open, and which of them it reads, are said by its class.
+A further kind is one more class here, which satisfies `Kind` and stands in `REGISTRY`, and one more line in
+`jaxdict.dictionary.ENCODER_KINDS`, which says what threshold it has. Its class says what the settings leave open and
+which of them it reads.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxdict.codes import Codes, sort_slots
 from jaxdict.sae import losses, model
 from jaxdict.sae.config import TrainSAEConfig
 from jaxdict.sae.model import SAEParams
+from jaxdict.sae.protocol import Active, Kind
 from jaxdict.sae.step_config import SINGLE_DEVICE, Execution, Hyperparams, StepConfig
-from jaxdict.sae.straight_through import jump, step
+from jaxdict.sae.straight_through import heaviside, jumprelu
 
 
-class Active(NamedTuple):
-    """What a batch activates while training.
-
-    Attributes:
-        codes: [n, slots], differentiable; a slot of value 0 is empty.
-        aux_codes: [n, k_aux] of dead features, or None.
-        penalty: scalar added to the loss, 0 for none.
-        threshold: scalar, the smallest value that was kept of the batch; 0 where none is learned.
-    """
-
-    codes: Codes
-    aux_codes: Codes | None
-    penalty: Array
-    threshold: Array
+def one_dictionary(m: int) -> tuple[int, ...]:
+    """The `prefixes` of a kind whose atoms are all used together."""
+    return ()
 
 
-class SAE(nnx.Module):
-    """A trained autoencoder of any kind as a Flax module: holds arrays, leaves the mathematics to functions."""
-
-    name: ClassVar[str] = ""
-    batch_threshold: ClassVar[bool] = False
-    """Whether one inference threshold is followed while training."""
-    log_threshold: ClassVar[bool] = False
-    """Whether every atom learns a threshold; the training weights hold its logarithm."""
-    fixed_slots: ClassVar[bool] = False
-    """Whether a row has at most k active atoms."""
-    slots_per_k: ClassVar[int] = 4
-    """Slots of a row in units of k, where neither they are fixed nor the settings say."""
-    sparsity: ClassVar[float] = 0.0
-    """Weight of the sparsity penalty where the settings leave it open; 0 for a kind without one."""
-
-    def __init__(self, params: SAEParams, k: int) -> None:
-        """Wrap weights that are ready to use.
-
-        Args:
-            params: arrays, see `SAEParams`.
-            k: slots of a row.
-        """
-        self.arrays = nnx.Dict(
-            {name: nnx.Param(leaf) for name, leaf in params._asdict().items() if leaf is not None}
-        )
-        self.k = k
-
-    @property
-    def params(self) -> SAEParams:
-        """The arrays as a plain tuple."""
-        return SAEParams(**{name: leaf[...] for name, leaf in self.arrays.items()})  # pyright: ignore
-
-    def encode(self, x: Float[Array, "n d"]) -> Codes:
-        """Codes of rows, empty slots as (0, 0.0)."""
-        return encode(self.params, x, self.k)
-
-    def decode(self, codes: Codes) -> Float[Array, "n d"]:
-        """Rows rebuilt from codes."""
-        return decode(self.params, codes)
-
-    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        """x_hat of rows."""
-        return self.decode(self.encode(x))
-
-    @classmethod
-    def slots(cls, k: int, m: int, *, asked: int = 0) -> int:
-        """Slots of a row while training.
-
-        Args:
-            k: active atoms a row.
-            m: atoms.
-            asked: what the settings say, 0 for nothing.
-        """
-        return k if cls.fixed_slots else min(m, asked or cls.slots_per_k * k)
-
-    @classmethod
-    def prefixes(cls, m: int) -> tuple[int, ...]:
-        """Sizes of the nested dictionaries, ascending, the last one m; none where there is but one."""
-        return ()
-
-    @classmethod
-    def own_settings(cls, config: TrainSAEConfig) -> dict[str, Any]:
-        """Fields of `StepConfig` that only some kinds read; the recipes of the others do not differ in them."""
-        return {}
-
-    @classmethod
-    @abstractmethod
-    def active(
-        cls,
-        params: SAEParams,
-        z: Float[Array, "n d"],
-        step_config: StepConfig,
-        hyperparams: Hyperparams,
-        *,
-        dead: Bool[Array, " m"] | None = None,
-        k_aux: int = 0,
-    ) -> Active:
-        """What a batch activates while training.
-
-        Args:
-            params: the weights.
-            z: normalized rows.
-            step_config: fixed numbers.
-            hyperparams: further numbers; `sparsity` is what a penalty is to weigh now.
-            dead: bool [m], features of the AuxK codes; None where k_aux is 0.
-            k_aux: slots of the AuxK codes.
-        """
-
-    @classmethod
-    def error(
-        cls,
-        params: SAEParams,
-        codes: Codes,
-        y: Array,
-        step_config: StepConfig,
-        hyperparams: Hyperparams,
-    ) -> tuple[Array, Array]:
-        """The reconstruction loss that is learned from, and y_hat of all active atoms."""
-        y_hat = decode(params, codes, execution=step_config.execution)
-        return losses.reconstruction_loss(y, y_hat, variance=hyperparams.variance), y_hat
+def no_settings(config: TrainSAEConfig) -> dict[str, Any]:
+    """The `own_settings` of a kind that reads none."""
+    return {}
 
 
-class TopK(SAE):
+def whole_error(
+    params: SAEParams,
+    codes: Codes,
+    targets: Float[Array, "n d_out"],
+    step_config: StepConfig,
+    hyperparams: Hyperparams,
+) -> tuple[Array, Array]:
+    """The `error` of a kind that rebuilds rows with all active atoms at once."""
+    y_hat = decode(params, codes, execution=step_config.execution)
+    return losses.reconstruction_loss(targets, y_hat, variance=hyperparams.variance), y_hat
+
+
+def largest(
+    params: SAEParams,
+    z: Float[Array, "n d"],
+    k: int,
+    step_config: StepConfig,
+    *,
+    dead: Bool[Array, " m"] | None = None,
+    floor: Float[Array, " m"] | None = None,
+) -> tuple[Codes, Codes | None]:
+    """The k largest activations of each row above a floor, and the AuxK codes if there are dead features."""
+    return model.encode(
+        params,
+        z,
+        k,
+        dead=dead,
+        k_aux=0 if dead is None else step_config.k_aux,
+        floor=floor,
+        execution=step_config.execution,
+    )
+
+
+def largest_of_batch(
+    params: SAEParams,
+    z: Float[Array, "n d"],
+    step_config: StepConfig,
+    *,
+    dead: Bool[Array, " m"] | None = None,
+) -> Active:
+    """The n k largest activations of the batch, at most `slots` of a row, and the smallest of them."""
+    codes, aux = largest(params, z, step_config.slots, step_config, dead=dead)
+    values, n = jax.lax.stop_gradient(codes.values), z.shape[0]
+    if step_config.execution.data is not None:
+        values = jax.lax.all_gather(values, step_config.execution.data, axis=0, tiled=True)
+        n = values.shape[0]
+    # Not by an index: XLA takes a slice of a top-k for a sort of everything.
+    tau = jnp.min(jax.lax.top_k(values.reshape(-1), n * step_config.k)[0])
+    kept = jnp.where(codes.values >= tau, codes.values, 0.0)
+    return Active(Codes(codes.indices, kept), aux, jnp.zeros(()), tau)
+
+
+class TopK:
     """The k largest of each row.
 
         e = TopK_k(ReLU(pre)),    loss = FVU + aux AuxK
@@ -158,79 +102,83 @@ class TopK(SAE):
     split's variance, not of each batch's.
     """
 
-    name = "topk"
     fixed_slots = True
+    slots_per_k = 1
+    sparsity = 0.0
+    prefixes = staticmethod(one_dictionary)
+    own_settings = staticmethod(no_settings)
+    error = staticmethod(whole_error)
 
-    @classmethod
-    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0) -> Active:
-        """See `SAE.active`."""
-        codes, aux = model.encode(
-            params, z, step_config.k, dead=dead, k_aux=k_aux, execution=step_config.execution
-        )
+    @staticmethod
+    def active(params, z, step_config, hyperparams, *, dead=None) -> Active:
+        """See `Kind.active`."""
+        codes, aux = largest(params, z, step_config.k, step_config, dead=dead)
         return Active(codes, aux, jnp.zeros(()), jnp.zeros(()))
 
 
-class BatchTopK(SAE):
+class BatchTopK:
     """The n k largest of a batch of n rows: a row may have more atoms than another.
 
         e = ReLU(pre) where pre >= tau,  tau = the (n k)-th largest of the batch;   loss as topk
 
-    The inference threshold is the average of tau over the batches, with the memory of the last
-    thousand.
+    The inference threshold is the average of tau over the last thousand batches or so.
     Source: Bussmann et al. 2024 (arXiv 2412.06410). Differs: a row has at most `slots` active atoms.
     """
 
-    name = "batchtopk"
-    batch_threshold = True
+    fixed_slots = False
     slots_per_k = 2
+    sparsity = 0.0
+    prefixes = staticmethod(one_dictionary)
+    own_settings = staticmethod(no_settings)
+    error = staticmethod(whole_error)
 
-    @classmethod
-    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0) -> Active:
-        """See `SAE.active`."""
-        codes, aux = model.encode(
-            params, z, step_config.slots, dead=dead, k_aux=k_aux, execution=step_config.execution
-        )
-        values, n = jax.lax.stop_gradient(codes.values), z.shape[0]
-        if step_config.execution.data is not None:
-            values = jax.lax.all_gather(values, step_config.execution.data, axis=0, tiled=True)
-            n = values.shape[0]
-        # The least of them, not the last: XLA takes a slice of a top-k for a sort of everything.
-        tau = jnp.min(jax.lax.top_k(values.reshape(-1), n * step_config.k)[0])
-        kept = jnp.where(codes.values >= tau, codes.values, 0.0)
-        return Active(Codes(codes.indices, kept), aux, jnp.zeros(()), tau)
+    @staticmethod
+    def active(params, z, step_config, hyperparams, *, dead=None) -> Active:
+        """See `Kind.active`."""
+        return largest_of_batch(params, z, step_config, dead=dead)
 
 
-class Matryoshka(BatchTopK):
+class Matryoshka:
     """Nested dictionaries: the first atoms alone must rebuild a row too, as well as they can.
 
         e as batchtopk;    loss = mean over prefixes p of FVU(sum_{j < p} e_j atoms_j + bias) + aux AuxK
 
     Source: Bussmann et al. 2025 (arXiv 2503.17547). Differs: prefixes double (m/16, m/8, ..., m) instead of being
-    drawn at random, all weigh the same, and AuxK looks at the residual of the whole.
+    drawn at random, all have the same weight, and AuxK looks at the residual of the whole.
     """
 
-    name = "matryoshka"
+    fixed_slots = False
+    slots_per_k = 2
+    sparsity = 0.0
+    own_settings = staticmethod(no_settings)
 
-    @classmethod
-    def prefixes(cls, m: int) -> tuple[int, ...]:
-        """See `SAE.prefixes`."""
+    @staticmethod
+    def prefixes(m: int) -> tuple[int, ...]:
+        """See `Kind.prefixes`."""
         return tuple(sorted({max(1, m >> shift) for shift in range(5)}))
 
-    @classmethod
-    def error(cls, params, codes, y, step_config, hyperparams) -> tuple[Array, Array]:
-        """See `SAE.error`."""
+    @staticmethod
+    def active(params, z, step_config, hyperparams, *, dead=None) -> Active:
+        """See `Kind.active`."""
+        return largest_of_batch(params, z, step_config, dead=dead)
+
+    @staticmethod
+    def error(params, codes, targets, step_config, hyperparams) -> tuple[Array, Array]:
+        """See `Kind.error`."""
         bias = params.bias if params.out_bias is None else params.out_bias
-        y_hat, total, low = jnp.broadcast_to(bias, y.shape), jnp.zeros(()), 0
+        y_hat, total, low = jnp.broadcast_to(bias, targets.shape), jnp.zeros(()), 0
         for high in step_config.prefixes:
             inside = (codes.indices >= low) & (codes.indices < high)
             part = Codes(codes.indices, jnp.where(inside, codes.values, 0.0))
             y_hat = y_hat + model.decode(part, params.atoms, None, execution=step_config.execution)
-            total = total + losses.reconstruction_loss(y, y_hat, variance=hyperparams.variance)
+            total = total + losses.reconstruction_loss(
+                targets, y_hat, variance=hyperparams.variance
+            )
             low = high
         return total / len(step_config.prefixes), y_hat
 
 
-class JumpReLU(SAE):
+class JumpReLU:
     """Each atom has a threshold of its own, which learns through straight-through estimators.
 
         e = ReLU(pre) where pre > theta,    loss = FVU + sparsity * penalty
@@ -239,45 +187,47 @@ class JumpReLU(SAE):
         penalty "tanh":    mean over rows of sum_j tanh(e_j / theta_j) / k
 
     dH(pre - theta)/dtheta = -K((pre - theta) / bandwidth) / bandwidth with the rectangle K, the
-    bandwidth being a share of each threshold; the logarithm of theta is what learns, from a start that leaves
+    bandwidth being a share of each threshold; the logarithm of theta is learned, from a start that leaves
     about k atoms of a row active.
     Source: Rajamanoharan et al. 2024 (arXiv 2407.14435), tanh after Conerly et al. 2025 (Anthropic).
     Differs: the bandwidth is relative; a row has at most `slots` active atoms, the largest; tanh
     is taken of e_j over its threshold, which needs no scale.
     """
 
-    name = "jumprelu"
-    log_threshold = True
+    fixed_slots = False
+    slots_per_k = 4
     sparsity = 0.3
+    prefixes = staticmethod(one_dictionary)
+    error = staticmethod(whole_error)
 
-    @classmethod
-    def own_settings(cls, config: TrainSAEConfig) -> dict[str, Any]:
-        """See `SAE.own_settings`."""
-        return {"penalty": config.penalty, "bandwidth": config.bandwidth}
+    @staticmethod
+    def own_settings(config: TrainSAEConfig) -> dict[str, Any]:
+        """See `Kind.own_settings`."""
+        penalty = config.sparsity_penalty
+        return {"penalty": penalty.penalty, "bandwidth": penalty.bandwidth}
 
-    @classmethod
-    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0) -> Active:
-        """See `SAE.active`."""
+    @staticmethod
+    def active(params, z, step_config, hyperparams, *, dead=None) -> Active:
+        """See `Kind.active`."""
         assert params.threshold is not None
-        floor = jax.lax.stop_gradient(jnp.exp(params.threshold)) * (1 - step_config.bandwidth / 2)
-        execution = step_config.execution
-        codes, aux = model.encode(
-            params, z, step_config.slots, dead=dead, k_aux=k_aux, floor=floor, execution=execution
-        )
+        width, execution = step_config.bandwidth, step_config.execution
+        # Values half a bandwidth below a threshold teach it too.
+        floor = jax.lax.stop_gradient(jnp.exp(params.threshold)) * (1 - width / 2)
+        codes, aux = largest(params, z, step_config.slots, step_config, dead=dead, floor=floor)
         log_theta = model.at_slots(params.threshold, codes.indices, execution)
-        values: Any = jump(step_config.bandwidth, codes.values, log_theta)
+        values: Any = jumprelu(width, codes.values, log_theta)
         if step_config.penalty == "tanh":
             squashed = jnp.tanh(values * jnp.exp(-jax.lax.stop_gradient(log_theta)))
             penalty = _mean_sum(squashed) / step_config.k
         else:
-            counted: Any = step(step_config.bandwidth, codes.values, log_theta)
+            counted: Any = heaviside(width, codes.values, log_theta)
             over = _mean_sum(counted) / step_config.k
             penalty = over
             if step_config.penalty == "target":
                 mean = jax.lax.stop_gradient(over)
                 if execution.data is not None:
                     mean = jax.lax.pmean(mean, execution.data)
-                # The same value and slope as (over - 1)^2, linear in this device's rows.
+                # The same value and slope as (over - 1)^2, but linear in this device's rows.
                 penalty = jnp.square(mean - 1) + 2 * (mean - 1) * (
                     over - jax.lax.stop_gradient(over)
                 )
@@ -286,7 +236,7 @@ class JumpReLU(SAE):
         )
 
 
-class ReLU(SAE):
+class ReLU:
     """The classic: whatever is positive, with an L1 penalty that shrinks it.
 
         e = ReLU(pre),    loss = FVU + sparsity * mean over rows of sum_j e_j / sqrt(k variance)
@@ -295,22 +245,41 @@ class ReLU(SAE):
     active atoms, the largest; the penalty is divided so that its weight hardly depends on the site.
     """
 
-    name = "relu"
+    fixed_slots = False
+    slots_per_k = 4
     sparsity = 1.0
+    prefixes = staticmethod(one_dictionary)
+    own_settings = staticmethod(no_settings)
+    error = staticmethod(whole_error)
 
-    @classmethod
-    def active(cls, params, z, step_config, hyperparams, *, dead=None, k_aux=0) -> Active:
-        """See `SAE.active`."""
-        codes, aux = model.encode(
-            params, z, step_config.slots, dead=dead, k_aux=k_aux, execution=step_config.execution
-        )
+    @staticmethod
+    def active(params, z, step_config, hyperparams, *, dead=None) -> Active:
+        """See `Kind.active`."""
+        codes, aux = largest(params, z, step_config.slots, step_config, dead=dead)
         l1 = _mean_sum(codes.values) / jnp.sqrt(step_config.k * hyperparams.variance)
         return Active(codes, aux, hyperparams.sparsity * l1, jnp.zeros(()))
 
 
-REGISTRY: dict[str, type[SAE]] = {
-    kind.name: kind for kind in (TopK, BatchTopK, JumpReLU, Matryoshka, ReLU)
+REGISTRY: dict[str, type[Kind]] = {
+    "topk": TopK,
+    "batchtopk": BatchTopK,
+    "jumprelu": JumpReLU,
+    "matryoshka": Matryoshka,
+    "relu": ReLU,
 }
+
+
+def slots_of(kind: str, k: int, m: int, *, asked: int = 0) -> int:
+    """Slots of a row while training.
+
+    Args:
+        kind: of autoencoder.
+        k: active atoms a row.
+        m: atoms.
+        asked: what the settings say, 0 for nothing.
+    """
+    known = REGISTRY[kind]
+    return k if known.fixed_slots else min(m, asked or known.slots_per_k * k)
 
 
 def encode(

@@ -18,8 +18,8 @@ def reconstruction_loss(
         variance: total variance of the training rows, mean ||x - mean||^2; above 0.
 
     Returns:
-        The batch's FVU, against the whole training split's variance (a constant, so that a batch
-        of unusual rows is not weighed down).
+        the batch's FVU against the variance of the whole training split (a constant, so that a batch
+        of unusual rows counts for as much as it should).
 
     Source: Gao et al. 2024 (arXiv 2406.04093), who divide each row by its own norm.
     """
@@ -33,7 +33,7 @@ def auxk_loss(
     form: str = "residual",
     variance: Float[Array, ""] | float = 1.0,
     share: Float[Array, ""] | float = 1.0,
-    over: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, ""]:
     """How badly dead features rebuild the residual r = x - x_hat of the live ones.
 
@@ -46,14 +46,14 @@ def auxk_loss(
     Args:
         residual: float32 [n, d], x - x_hat of the live features.
         residual_hat: float32 [n, d], decoding of the dead features' largest activations, no bias.
-        form: residual (the weight matters alike at every stage of a training) or variance (the loss fades with
-            the residual, as the main one does).
+        form: residual (the loss weighs the same throughout training) or variance (it fades with the residual,
+            as the main loss does).
         variance: total variance of the training rows, for form variance.
-        share: dead features there are, as a share of the slots they may fill, at most 1, for form variance.
-        over: axis of a mesh that rows are split over, None for none.
+        share: number of dead features as a share of the slots they may fill, at most 1, for form variance.
+        axis_name: mesh axis that rows are split over, None for none.
 
     Returns:
-        The loss; of form residual 1 where the dead features add nothing.
+        the loss; in form residual it is 1 if the dead features add nothing.
 
     Source: form residual Gao et al. 2024 (AuxK, weight 1/32), with a guard against 0/0 in place of theirs
     against NaN; form variance as in EleutherAI's sparsify.
@@ -63,7 +63,7 @@ def auxk_loss(
     if form == "variance":
         return share * error / variance
     power = jnp.mean(jnp.sum(jnp.square(residual), axis=1))
-    if over is not None:
-        power = jax.lax.pmean(power, over)
+    if axis_name is not None:
+        power = jax.lax.pmean(power, axis_name)
     safe = jnp.where(power > 0, power, 1.0)
     return jnp.where(power > 0, error / safe, 0.0)

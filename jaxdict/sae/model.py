@@ -3,11 +3,11 @@
     e = TopK_k(ReLU(encoder (x - bias) + encoder_bias)),    x_hat = sum_j e_j atoms_j + bias
 
 Only x @ encoder.T is a dense product. Everything after it, gradients included, touches the k active
-atoms of each row: no [n, m] gradient and no [n, k, d] tensor exists. Atoms may be split over the
-devices of a mesh: each finds its own k largest, and only those [n, k] are merged.
+atoms of each row: there is no [n, m] gradient and no [n, k, d] tensor. Atoms may be split over the
+devices of a mesh: each device finds its own k largest, and only those [n, k] are merged.
 
-The kinds of autoencoder in `jaxdict.sae.kinds` are built on these. Source: Gao et al. 2024
-(arXiv 2406.04093).
+The kinds of autoencoder in `jaxdict.sae.kinds` and the Flax module in `jaxdict.sae.module` are built on
+these functions. Source: Gao et al. 2024 (arXiv 2406.04093).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxdict.sae.step_config import SINGLE_DEVICE, Execution
 
 
 class SAEParams(NamedTuple):
-    """What a TopK autoencoder learns.
+    """The weights of an autoencoder of any kind; gradients, moments and averages have the same form.
 
     Attributes:
         encoder: float32 [m, d].
@@ -33,8 +33,9 @@ class SAEParams(NamedTuple):
         atoms: float32 [m, d_out], decoder rows of unit norm; d_out = d except for a transcoder.
         bias: float32 [d], subtracted before encoding and, unless there is an `out_bias`, added after
             decoding.
-        threshold: float32 [m], what a pre-activation must exceed to count, or None for 0.
-        out_bias: float32 [d_out], added after decoding by a transcoder, or None for `bias`.
+        threshold: float32 [m], what a pre-activation must exceed; None for 0. jumprelu trains its logarithm,
+            batchtopk and matryoshka have one only when trained (see `TrainState.best`).
+        out_bias: float32 [d_out], added after decoding by a transcoder; None for `bias`.
     """
 
     encoder: Float[Array, "m d"]
@@ -43,6 +44,19 @@ class SAEParams(NamedTuple):
     bias: Float[Array, " d"]
     threshold: Float[Array, " m"] | None = None
     out_bias: Float[Array, " d_out"] | None = None
+
+    def has_atom_axis(self) -> SAEParams:
+        """A tree of the same structure: whether the first axis of each array counts atoms."""
+        yes: Any = True
+        no: Any = False
+        return SAEParams(
+            encoder=yes,
+            encoder_bias=yes,
+            atoms=yes,
+            bias=no,
+            threshold=None if self.threshold is None else yes,
+            out_bias=None if self.out_bias is None else no,
+        )
 
 
 def initial_params(
@@ -56,10 +70,10 @@ def initial_params(
         key: JAX random key.
         m: number of atoms.
         mean: float32 [d], mean of the training rows in the autoencoder's own space.
-        out_mean: float32 [d_out], the same of the rows that a transcoder predicts.
+        out_mean: float32 [d_out], mean of the rows that a transcoder predicts.
 
     Returns:
-        Fresh parameters.
+        parameters before training.
 
     Source: Gao et al. 2024.
     """
@@ -84,7 +98,7 @@ def unit_norm(params: SAEParams) -> SAEParams:
         params: parameters after an optimizer step.
 
     Returns:
-        The same, atoms [m, d] of norm 1.
+        the same, with atoms [m, d] of norm 1.
     """
     norms = jnp.linalg.norm(params.atoms, axis=1, keepdims=True)
     return params._replace(atoms=params.atoms / jnp.where(norms > 0, norms, 1.0))
@@ -100,7 +114,7 @@ def remove_parallel(gradient: SAEParams, params: SAEParams) -> SAEParams:
         params: the parameters it was taken at, with atoms of unit norm.
 
     Returns:
-        The gradient, its `atoms` orthogonal to the atoms.
+        the gradient, its `atoms` orthogonal to the atoms.
 
     Source: Bricken et al. 2023 (Towards Monosemanticity); the FLUX paper (arXiv 2505.24360).
     """
@@ -121,7 +135,7 @@ def encode(
     """Codes of rows, and for AuxK the codes that dead features alone would give.
 
     e = TopK_k(ReLU(pre) where pre > floor), pre = encoder (x - bias) + encoder_bias; differentiable
-    in `params` and `x` through the active slots only. Indices of a row are all different; a slot of
+    in `params` and `x` through the active slots only. The indices of a row are all different; a slot of
     value 0 is empty.
 
     Args:
@@ -130,15 +144,15 @@ def encode(
         k: active atoms a row.
         dead: bool [m], the features allowed in the second codes.
         k_aux: slots of the second codes; 0 for none.
-        floor: float32 [m], what a pre-activation must exceed; None for 0. Has no gradient.
+        floor: float32 [m], what a pre-activation must exceed; None for 0. It gets no gradient.
         execution: precision, exactness of the selection, axes of the mesh.
 
     Returns:
-        Codes [n, k], and Codes [n, k_aux] over `dead` features or None. On a mesh their indices
-        count over all atoms, and every device of a row has the same.
+        Codes [n, k], and Codes [n, k_aux] of `dead` features or None. On a mesh their indices
+        count over all atoms, and all devices that share a row have the same codes.
     """
-    small = (params.encoder, params.encoder_bias, params.bias)
-    out: Any = _encode(execution, k, k_aux, small, x, dead, floor)
+    affine = _Affine(params.encoder, params.encoder_bias, params.bias)
+    out: Any = _encode(_Slots(k, k_aux, execution), affine, x, dead, floor)
     values, indices, aux_values, aux_indices = out
     aux = Codes(aux_indices, aux_values) if k_aux else None
     return Codes(indices, values), aux
@@ -156,7 +170,7 @@ def decode(
     Args:
         codes: n rows of k slots; the indices of a row are all different.
         atoms: float32 [m, d]; on a mesh, this device's share.
-        bias: float32 [d], or None.
+        bias: float32 [d], or None for 0.
         execution: axes of the mesh.
 
     Returns:
@@ -169,18 +183,61 @@ def decode(
 def at_slots(
     table: Float[Array, " m"], indices: Int[Array, "n k"], execution: Execution = SINGLE_DEVICE
 ) -> Float[Array, "n k"]:
-    """table[indices], differentiable in the table, also where the table is split over a mesh."""
+    """table[indices], differentiable in the table, even if the table is split over a mesh."""
     picked: Any = _at_slots(execution, table, indices)
     return picked
 
 
-def _select(pre: Float[Array, "n m"], k: int, execution: Execution) -> tuple[Array, Array]:
-    """The k largest positive values of each row over all devices, and their indices there."""
-    positive, share = jax.nn.relu(pre), min(k, pre.shape[1])
+def own_slots(execution: Execution, indices: Array, m: int) -> tuple[Array, Array]:
+    """Slots whose atoms lie on this device.
+
+    Args:
+        execution: axes of the mesh.
+        indices: int32 [n, k], over all atoms.
+        m: atoms of this device.
+
+    Returns:
+        local: int32 [n, k], indices among this device's atoms; from m on, and all different, for the slots
+        of other devices.
+        own: bool [n, k], whether the slot is this device's.
+    """
+    if execution.features is None:
+        return indices, jnp.ones(indices.shape, bool)
+    local = indices - jax.lax.axis_index(execution.features) * m
+    own = (local >= 0) & (local < m)
+    return jnp.where(own, local, m + jnp.arange(indices.shape[1])), own
+
+
+class _Slots(NamedTuple):
+    """What is fixed when codes are selected: slots a row, slots of the AuxK codes, precision and mesh."""
+
+    k: int
+    k_aux: int
+    execution: Execution
+
+
+class _Affine(NamedTuple):
+    """The part of `SAEParams` that encoding differentiates."""
+
+    encoder: Array
+    encoder_bias: Array
+    bias: Array
+
+
+def _pre_activations(execution: Execution, affine: _Affine, x: Array) -> Float[Array, "n m"]:
+    centred, encoder = x - affine.bias, affine.encoder
+    if execution.bfloat16:
+        centred, encoder = centred.astype(jnp.bfloat16), encoder.astype(jnp.bfloat16)
+    return jnp.dot(centred, encoder.T, preferred_element_type=jnp.float32) + affine.encoder_bias
+
+
+def _largest(pre: Float[Array, "n m"], k: int, execution: Execution) -> tuple[Array, Array]:
+    """The k largest positive values of each row over all devices, and their indices over all atoms."""
+    positive, local_k = jax.nn.relu(pre), min(k, pre.shape[1])
     if execution.recall:
-        values, indices = jax.lax.approx_max_k(positive, share, recall_target=execution.recall)
+        values, indices = jax.lax.approx_max_k(positive, local_k, recall_target=execution.recall)
     else:
-        values, indices = top_k(positive, share)
+        values, indices = top_k(positive, local_k)
     if execution.features is None:
         return values, indices
     indices = indices + jax.lax.axis_index(execution.features) * pre.shape[1]
@@ -192,80 +249,49 @@ def _select(pre: Float[Array, "n m"], k: int, execution: Execution) -> tuple[Arr
     return values, jnp.take_along_axis(indices, place, axis=1)
 
 
-def own_slots(execution: Execution, indices: Array, m: int) -> tuple[Array, Array]:
-    """Where slots lie among this device's m atoms, and which do; the others get indices past the end."""
-    if execution.features is None:
-        return indices, jnp.ones(indices.shape, bool)
-    local = indices - jax.lax.axis_index(execution.features) * m
-    own = (local >= 0) & (local < m)
-    return jnp.where(own, local, m + jnp.arange(indices.shape[1])), own
-
-
-def _over_features(execution: Execution, value: Array) -> Array:
+def _sum_over_features(execution: Execution, value: Array) -> Array:
+    """The sum over the devices that share the atoms."""
     return value if execution.features is None else jax.lax.psum(value, execution.features)
 
 
-def _pre(execution: Execution, small: tuple, x: Array) -> Array:
-    encoder, encoder_bias, bias = small
-    centred = x - bias
-    if execution.bfloat16:
-        centred, encoder = centred.astype(jnp.bfloat16), encoder.astype(jnp.bfloat16)
-    return jnp.dot(centred, encoder.T, preferred_element_type=jnp.float32) + encoder_bias
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _encode(
-    execution: Execution,
-    k: int,
-    k_aux: int,
-    small: tuple,
-    x: Array,
-    dead: Array | None,
-    floor: Array | None,
+    slots: _Slots, affine: _Affine, x: Array, dead: Array | None, floor: Array | None
 ) -> tuple:
-    pre = _pre(execution, small, x)
-    values, indices = _select(
-        pre if floor is None else jnp.where(pre > floor, pre, 0.0), k, execution
-    )
-    if not k_aux or dead is None:
+    pre = _pre_activations(slots.execution, affine, x)
+    above = pre if floor is None else jnp.where(pre > floor, pre, 0.0)
+    values, indices = _largest(above, slots.k, slots.execution)
+    if not slots.k_aux or dead is None:
         empty = jnp.zeros((x.shape[0], 0))
         return values, indices, empty, empty.astype(jnp.int32)
-    return values, indices, *_select(jnp.where(dead, pre, 0.0), k_aux, execution)
+    of_dead = jnp.where(dead, pre, 0.0)
+    return values, indices, *_largest(of_dead, slots.k_aux, slots.execution)
 
 
 def _encode_forward(
-    execution: Execution,
-    k: int,
-    k_aux: int,
-    small: tuple,
-    x: Array,
-    dead: Array | None,
-    floor: Array | None,
+    slots: _Slots, affine: _Affine, x: Array, dead: Array | None, floor: Array | None
 ) -> tuple:
-    out = _encode(execution, k, k_aux, small, x, dead, floor)
-    return out, (small, x, dead, floor, out)
+    out = _encode(slots, affine, x, dead, floor)
+    return out, (affine, x, dead, floor, out)
 
 
-def _encode_backward(
-    execution: Execution, k: int, k_aux: int, kept: tuple, cotangents: tuple
-) -> tuple:
-    small, x, dead, floor, (values, indices, aux_values, aux_indices) = kept
-    encoder, _, bias = small
-    m = encoder.shape[0]
-    slots = [(indices, jnp.where(values > 0, cotangents[0], 0.0))]
-    if k_aux:
-        slots.append((aux_indices, jnp.where(aux_values > 0, cotangents[2], 0.0)))
-    places = [(own_slots(execution, i, m), g) for i, g in slots]
-    own = [(i, jnp.where(mine, g, 0.0)) for (i, mine), g in places]
-    centred = x - bias
-    d_encoder = sum(scatter_rows(i, g, centred, m) for i, g in own)
-    d_encoder_bias = sum(jnp.zeros(m).at[i].add(g, mode="drop") for i, g in own)
-    d_rows: Any = sum(gather_rows(g, i, encoder) for i, g in own)
-    d_x = _over_features(execution, d_rows)
-    d_bias = -_over_features(execution, d_encoder_bias @ encoder)
-    none = None if dead is None else np.zeros(dead.shape, jax.dtypes.float0)
+def _encode_backward(slots: _Slots, residuals: tuple, cotangents: tuple) -> tuple:
+    affine, x, dead, floor, (values, indices, aux_values, aux_indices) = residuals
+    execution, m = slots.execution, affine.encoder.shape[0]
+    active = [(indices, jnp.where(values > 0, cotangents[0], 0.0))]
+    if slots.k_aux:
+        active.append((aux_indices, jnp.where(aux_values > 0, cotangents[2], 0.0)))
+    here = [(own_slots(execution, i, m), g) for i, g in active]
+    local = [(i, jnp.where(own, g, 0.0)) for (i, own), g in here]
+    centred = x - affine.bias
+    d_encoder = sum(scatter_rows(i, g, centred, m) for i, g in local)
+    d_encoder_bias = sum(jnp.zeros(m).at[i].add(g, mode="drop") for i, g in local)
+    d_rows: Any = sum(gather_rows(g, i, affine.encoder) for i, g in local)
+    d_x = _sum_over_features(execution, d_rows)
+    d_bias = -_sum_over_features(execution, d_encoder_bias @ affine.encoder)
+    d_dead = None if dead is None else np.zeros(dead.shape, jax.dtypes.float0)
     d_floor = None if floor is None else jnp.zeros_like(floor)
-    return (d_encoder, d_encoder_bias, d_bias), d_x, none, d_floor
+    return _Affine(d_encoder, d_encoder_bias, d_bias), d_x, d_dead, d_floor  # pyright: ignore[reportArgumentType]
 
 
 _encode.defvjp(_encode_forward, _encode_backward)
@@ -273,23 +299,22 @@ _encode.defvjp(_encode_forward, _encode_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _decode(execution: Execution, values: Array, indices: Array, atoms: Array) -> Array:
-    place, own = own_slots(execution, indices, atoms.shape[0])
-    return _over_features(execution, gather_rows(jnp.where(own, values, 0.0), place, atoms))
+    local, own = own_slots(execution, indices, atoms.shape[0])
+    return _sum_over_features(execution, gather_rows(jnp.where(own, values, 0.0), local, atoms))
 
 
 def _decode_forward(execution: Execution, values: Array, indices: Array, atoms: Array) -> tuple:
     return _decode(execution, values, indices, atoms), (values, indices, atoms)
 
 
-def _decode_backward(execution: Execution, kept: tuple, g: Array) -> tuple:
-    values, indices, atoms = kept
+def _decode_backward(execution: Execution, residuals: tuple, g: Array) -> tuple:
+    values, indices, atoms = residuals
     m = atoms.shape[0]
-    place, own = own_slots(execution, indices, m)
-
-    d_values = jnp.where(own, inner_products(jnp.minimum(place, m - 1), g, atoms), 0.0)
-    d_atoms = scatter_rows(place, jnp.where(own, values, 0.0), g, m)
-    none = np.zeros(indices.shape, jax.dtypes.float0)
-    return _over_features(execution, d_values), none, d_atoms
+    local, own = own_slots(execution, indices, m)
+    d_values = jnp.where(own, inner_products(jnp.minimum(local, m - 1), g, atoms), 0.0)
+    d_atoms = scatter_rows(local, jnp.where(own, values, 0.0), g, m)
+    d_indices = np.zeros(indices.shape, jax.dtypes.float0)
+    return _sum_over_features(execution, d_values), d_indices, d_atoms
 
 
 _decode.defvjp(_decode_forward, _decode_backward)
@@ -297,18 +322,18 @@ _decode.defvjp(_decode_forward, _decode_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _at_slots(execution: Execution, table: Array, indices: Array) -> Array:
-    place, own = own_slots(execution, indices, table.shape[0])
-    return _over_features(execution, jnp.where(own, table.at[place].get(mode="clip"), 0.0))
+    local, own = own_slots(execution, indices, table.shape[0])
+    return _sum_over_features(execution, jnp.where(own, table.at[local].get(mode="clip"), 0.0))
 
 
 def _at_slots_forward(execution: Execution, table: Array, indices: Array) -> tuple:
     return _at_slots(execution, table, indices), (table.shape[0], indices)
 
 
-def _at_slots_backward(execution: Execution, kept: tuple, g: Array) -> tuple:
-    m, indices = kept
-    place, own = own_slots(execution, indices, m)
-    d_table = jnp.zeros(m).at[place].add(jnp.where(own, g, 0.0), mode="drop")
+def _at_slots_backward(execution: Execution, residuals: tuple, g: Array) -> tuple:
+    m, indices = residuals
+    local, own = own_slots(execution, indices, m)
+    d_table = jnp.zeros(m).at[local].add(jnp.where(own, g, 0.0), mode="drop")
     return d_table, np.zeros(indices.shape, jax.dtypes.float0)
 
 

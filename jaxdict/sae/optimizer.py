@@ -12,18 +12,22 @@ from jaxtyping import Array
 from jaxdict.sae.step_config import ScheduleConfig, StepConfig
 
 
-def schedule(rate: ScheduleConfig) -> Callable[[Any], Array]:
-    """Share of the peak learning rate at a step (from 0): linear warm-up, flat, then linear to 0."""
+def learning_rate_schedule(config: ScheduleConfig) -> Callable[[Any], Array]:
+    """The learning rate as a share of its peak, a function of the step (from 0).
 
-    def at(step: Any) -> Array:
-        up = (step + 1) / max(1, rate.warmup)
-        down = (rate.steps - step) / (rate.decay * rate.steps) if rate.decay > 0 else 1.0
-        return jnp.clip(jnp.minimum(up, down), 0.0, 1.0)
+    Linear warm-up, flat, then linear decay to 0. The peak is not in it, because it may differ between the members
+    of a sweep that share one compiled step.
+    """
 
-    return at
+    def schedule(step: Any) -> Array:
+        warmup = (step + 1) / max(1, config.warmup)
+        decay = (config.steps - step) / (config.decay * config.steps) if config.decay > 0 else 1.0
+        return jnp.clip(jnp.minimum(warmup, decay), 0.0, 1.0)
+
+    return schedule
 
 
 def optimizer(step_config: StepConfig) -> optax.GradientTransformation:
-    """Adam's direction; the clip comes before it and the learning rate after it, in the step."""
+    """Adam before the learning rate; the training step clips the gradient first and applies the rate last."""
     adam = step_config.adam
     return optax.scale_by_adam(adam.b1, adam.b2, adam.eps)

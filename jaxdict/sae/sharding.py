@@ -1,4 +1,4 @@
-"""Where each array of a train state lies on a mesh, and a step that runs there."""
+"""Train states on a mesh of devices, and a training step that runs there."""
 
 from __future__ import annotations
 
@@ -10,60 +10,62 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdict.devices import DATA, FEATURES
+from jaxdict.sae.state import TrainState
 
-_SPLIT = ("encoder", "encoder_bias", "atoms", "since_fired")
 
+def specs(state: TrainState, mesh: Mesh, *, members: int = 0) -> Any:
+    """How each array of a train state is partitioned: arrays with an axis of atoms along the mesh's features.
 
-def specs(state: Any, mesh: Mesh, *, members: int = 0) -> Any:
-    """Where each array of a train state lies: what has an axis of atoms is split along features."""
+    Args:
+        state: of one model, or of several on a first axis.
+        mesh: the devices.
+        members: how many are stacked on the first axis, 0 for none.
+    """
+    whole = PartitionSpec()
+    if mesh.shape[FEATURES] == 1:
+        return state.placed(whole, whole)
     lead = (None,) if members else ()
-    many = mesh.shape[FEATURES] > 1
-
-    def one(path: tuple, leaf: Any) -> PartitionSpec:
-        names = [getattr(key, "name", "") for key in path]
-        split = names[-1] in _SPLIT or (names[-1] == "threshold" and len(names) > 1)
-        return PartitionSpec(*lead, FEATURES) if split and many else PartitionSpec()
-
-    return jax.tree_util.tree_map_with_path(one, state)
+    return state.placed(PartitionSpec(*lead, FEATURES), whole)
 
 
-def shardings(state: Any, mesh: Mesh, *, members: int = 0) -> Any:
-    """The same as `specs`, as shardings of this mesh."""
-    places = specs(state, mesh, members=members)
-    return jax.tree.map(lambda place: NamedSharding(mesh, place), places)
+def shardings(state: TrainState, mesh: Mesh, *, members: int = 0) -> Any:
+    """`specs` as shardings of this mesh."""
+    partition = specs(state, mesh, members=members)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition)
 
 
 def sharded(step: Callable[..., Any], mesh: Mesh, *, members: int) -> Callable[..., Any]:
-    """The same step with each device at its own rows and atoms; its collectives are its own.
+    """A step that runs on a mesh, each device on its share of the rows and atoms.
 
     Args:
-        step: (state, batch, hyperparams, revive) -> (state, metrics), for one device's share.
+        step: (state, batch, hyperparams, any_dead) -> (state, metrics), for one device's share, with the
+            collectives that it needs.
         mesh: the devices.
         members: states stacked on a first axis, 0 for none.
     """
     whole = PartitionSpec()
 
-    def run(state: Any, batch: Any, hyperparams: Any, revive: Any) -> Any:
-        places = specs(state, mesh, members=members)
+    def run(state: Any, batch: Any, hyperparams: Any, any_dead: Any) -> Any:
+        partition = specs(state, mesh, members=members)
         rows = jax.tree.map(lambda _: whole, batch)._replace(bits=PartitionSpec(DATA))
         if batch.target_bits is not None:
             rows = rows._replace(target_bits=PartitionSpec(DATA))
         mapped = jax.shard_map(
             step,
             mesh=mesh,
-            in_specs=(places, rows, jax.tree.map(lambda _: whole, hyperparams), whole),
-            out_specs=(places, whole),
+            in_specs=(partition, rows, jax.tree.map(lambda _: whole, hyperparams), whole),
+            out_specs=(partition, whole),
             check_vma=False,
         )
-        return mapped(state, batch, hyperparams, revive)
+        return mapped(state, batch, hyperparams, any_dead)
 
     return run
 
 
 def place_state(state: Any, mesh: Mesh | None, *, members: int = 0) -> Any:
-    """A state on its devices: each array where `specs` says.
+    """A state moved to its devices, each array partitioned as `specs` says.
 
-    Every process must hold the whole state on its own, as after the same start or a restore.
+    Every process must hold the whole state, as it does at the start or after a restore.
     """
     if mesh is None:
         return state

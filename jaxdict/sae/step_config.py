@@ -1,4 +1,4 @@
-"""The numbers of a training step: what is compiled in, and what may differ from run to run of one step."""
+"""The numbers of a training step: those compiled into it, and those it takes as arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class ScheduleConfig(NamedTuple):
-    """A learning-rate schedule in numbers; its peak is in `Hyperparams`.
+    """A learning-rate schedule; its peak is in `Hyperparams`.
 
     Attributes:
         steps: optimizer steps of the whole run.
@@ -20,7 +20,14 @@ class ScheduleConfig(NamedTuple):
 
 
 class AdamConfig(NamedTuple):
-    """Adam in numbers, and the largest global norm of the gradient before it (0: any)."""
+    """Adam, and the clipping of the gradient before it.
+
+    Attributes:
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        clip: largest global norm of the gradient; 0 for any.
+    """
 
     b1: float
     b2: float
@@ -29,11 +36,11 @@ class AdamConfig(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """How the products and the selection are computed, and over which axes of a mesh.
+    """How products and selection are computed, and over which axes of a mesh.
 
     Attributes:
-        data: name of the mesh's axis that rows are split over, None for none.
-        features: name of the axis that atoms are split over, None for none.
+        data: mesh axis that rows are split over, None for none.
+        features: mesh axis that atoms are split over, None for none.
         bfloat16: multiply by the encoder in bfloat16, sums in float32.
         recall: share of the k largest that `jax.lax.approx_max_k` should find; 0 means exactly all.
     """
@@ -45,28 +52,28 @@ class Execution(NamedTuple):
 
 
 SINGLE_DEVICE = Execution()
-"""On one device, in float32, exactly."""
+"""One device, float32, exact selection."""
 
 
 class StepConfig(NamedTuple):
-    """What one compiled step is made for; two equal recipes share one compilation.
+    """What is compiled into a training step; equal configs share one compilation.
 
     Attributes:
-        kind: of the autoencoder.
+        kind: of autoencoder.
         k: active atoms a row: kept by topk, kept on average by batchtopk and matryoshka, and the
             number that the penalty of jumprelu aims at.
         slots: active atoms that a row may have while it trains, at least k.
         k_aux: slots of the AuxK codes; 0 for no such loss.
         aux_form: see `jaxdict.sae.losses.auxk_loss`.
         dead_rows: rows without firing that make a feature dead.
-        ema: decay of the average of the weights, 0 for none.
-        rate: schedule of the learning rate.
-        adam: optimizer.
+        ema: decay of the moving average of the weights, 0 for none.
+        schedule: of the learning rate.
+        adam: the optimizer.
         prefixes: sizes of the nested dictionaries of kind matryoshka, ascending, the last one m.
         penalty: form of the sparsity penalty.
         bandwidth: width of the kernel that gives thresholds a gradient.
         ramp: optimizer steps over which the sparsity penalty rises from 0.
-        execution: see `Execution`.
+        execution: precision, exactness, axes of the mesh.
     """
 
     kind: str
@@ -76,7 +83,7 @@ class StepConfig(NamedTuple):
     aux_form: str
     dead_rows: int
     ema: float
-    rate: ScheduleConfig
+    schedule: ScheduleConfig
     adam: AdamConfig
     prefixes: tuple[int, ...] = ()
     penalty: str = ""
@@ -86,7 +93,7 @@ class StepConfig(NamedTuple):
 
 
 class Hyperparams(NamedTuple):
-    """Numbers that a compiled step takes as arguments: a sweep gives every member its own.
+    """Numbers that a compiled step takes as arguments, so that the members of a sweep can share it.
 
     Attributes:
         lr: peak learning rate.

@@ -10,13 +10,14 @@ import pytest
 from jaxdict.dictionary.arrays import ENCODER_KINDS
 from jaxdict.rows.normalization import Normalizer
 from jaxdict.sae import kinds, losses, model, step_config
-from jaxdict.sae.state import Batch, initial_state
-from jaxdict.sae.step import loss, make_update
+from jaxdict.sae.module import SAE
+from jaxdict.sae.state import Batch, NormalizedRows, initial_state
+from jaxdict.sae.step import loss, make_train_step
 from jaxdict.sae.step_config import AdamConfig, Hyperparams, ScheduleConfig, StepConfig
 from tests.jaxdict.random_sae import D, K, M, N, params_and_rows
 
 VARIANCE = 7.0
-DIALS = Hyperparams(1e-2, 1 / 32, 0.3, VARIANCE)
+HYPERPARAMS = Hyperparams(1e-2, 1 / 32, 0.3, VARIANCE)
 
 
 def step_config_of(kind, **more):
@@ -45,8 +46,8 @@ def fvu(x, x_hat):
     return jnp.mean(jnp.sum(jnp.square(x - x_hat), axis=1)) / VARIANCE
 
 
-def slope(step_config, params, x):
-    return jax.grad(loss, has_aux=True)(params, x, x, None, step_config, DIALS, 0)
+def gradient_of(step_config, params, x):
+    return jax.grad(loss, has_aux=True)(params, NormalizedRows(x, x), step_config, HYPERPARAMS)
 
 
 def assert_same(got, wanted, tolerance=3e-5):
@@ -71,7 +72,7 @@ def test_batchtopk_keeps_n_k_of_the_batch_and_learns_like_dense_autodiff():
         tau = jnp.sort(pre.reshape(-1))[-N * K]
         return fvu(x, jnp.where(pre >= tau, pre, 0) @ p.atoms + p.bias)
 
-    gradient, (active, main, _) = slope(step_config, params, x)
+    gradient, (active, main, _) = gradient_of(step_config, params, x)
     assert int((active.codes.values > 0).sum()) == N * K
     counts = np.asarray(active.codes.l0)
     assert counts.min() < K < counts.max(), "rows should differ in how many atoms they have"
@@ -83,8 +84,10 @@ def test_batchtopk_keeps_n_k_of_the_batch_and_learns_like_dense_autodiff():
 
 def test_slots_cut_a_row_of_batchtopk_at_its_largest():
     params, x = params_and_rows()
-    active = kinds.BatchTopK.active(params, x, step_config_of("batchtopk")._replace(slots=6), DIALS)
-    whole = kinds.BatchTopK.active(params, x, step_config_of("batchtopk"), DIALS)
+    active = kinds.BatchTopK.active(
+        params, x, step_config_of("batchtopk")._replace(slots=6), HYPERPARAMS
+    )
+    whole = kinds.BatchTopK.active(params, x, step_config_of("batchtopk"), HYPERPARAMS)
     assert int(active.codes.l0.max()) == 6 < int(whole.codes.l0.max())
 
 
@@ -99,7 +102,7 @@ def test_matryoshka_learns_the_mean_over_its_prefixes():
         parts = [fvu(x, e[:, :size] @ p.atoms[:size] + p.bias) for size in step_config.prefixes]
         return sum(parts) / len(parts)
 
-    gradient, (_, main, _) = slope(step_config, params, x)
+    gradient, (_, main, _) = gradient_of(step_config, params, x)
     assert_same(gradient, jax.grad(dense)(params))
     pre = jax.nn.relu(pre_of(params, x))
     e = jnp.where(pre >= jnp.sort(pre.reshape(-1))[-N * K], pre, 0)
@@ -112,9 +115,9 @@ def test_relu_learns_like_dense_autodiff_with_l1():
     def dense(p):
         e = jax.nn.relu(pre_of(p, x))
         l1 = jnp.mean(e.sum(1)) / jnp.sqrt(K * VARIANCE)
-        return fvu(x, e @ p.atoms + p.bias) + DIALS.sparsity * l1
+        return fvu(x, e @ p.atoms + p.bias) + HYPERPARAMS.sparsity * l1
 
-    gradient, _ = slope(step_config_of("relu"), params, x)
+    gradient, _ = gradient_of(step_config_of("relu"), params, x)
     assert_same(gradient, jax.grad(dense)(params))
 
 
@@ -124,7 +127,7 @@ def test_jumprelu_is_its_formula_straight_through_estimators_included(penalty):
     log_theta = jnp.log(jnp.linspace(0.5, 2.5, M))
     params = params._replace(threshold=log_theta)
     step_config = step_config_of("jumprelu", penalty=penalty)
-    gradient, (active, _, _) = slope(step_config, params, x)
+    gradient, (active, _, _) = gradient_of(step_config, params, x)
 
     encoder, bias_e, atoms, bias = (np.asarray(leaf, np.float64) for leaf in params[:4])
     x, theta = np.asarray(x, np.float64), np.exp(np.asarray(log_theta, np.float64))
@@ -138,14 +141,14 @@ def test_jumprelu_is_its_formula_straight_through_estimators_included(penalty):
     d_e = 2 * error @ atoms.T / N / VARIANCE
     d_theta = -(d_e * near).sum(0) * theta / (step_config.bandwidth * theta)
     over = on.sum() / N / K
-    d_over = {"target": 2 * (over - 1), "l0": 1.0, "tanh": 0.0}[penalty] * DIALS.sparsity
+    d_over = {"target": 2 * (over - 1), "l0": 1.0, "tanh": 0.0}[penalty] * HYPERPARAMS.sparsity
     d_theta += -d_over / N / K * near.sum(0) / (step_config.bandwidth * theta)
     if penalty == "tanh":
         squashed = np.tanh(e / theta)
-        d_tanh = DIALS.sparsity / N / K * (1 - squashed**2) / theta
+        d_tanh = HYPERPARAMS.sparsity / N / K * (1 - squashed**2) / theta
         d_theta += -(d_tanh * near).sum(0) / step_config.bandwidth
         d_e = d_e + d_tanh
-        assert float(active.penalty) == pytest.approx(DIALS.sparsity * squashed.sum() / N / K)
+        assert float(active.penalty) == pytest.approx(HYPERPARAMS.sparsity * squashed.sum() / N / K)
     d_e = np.where(on, d_e, 0)
     np.testing.assert_allclose(gradient.threshold, d_theta * theta, atol=3e-5)
     np.testing.assert_allclose(gradient.encoder, d_e.T @ (x - bias), atol=3e-5)
@@ -156,9 +159,9 @@ def test_jumprelu_is_its_formula_straight_through_estimators_included(penalty):
 def test_target_penalty_is_the_square_of_the_distance():
     params, x = params_and_rows(3)
     params = params._replace(threshold=jnp.zeros(M))
-    active = kinds.JumpReLU.active(params, x, step_config_of("jumprelu"), DIALS)
+    active = kinds.JumpReLU.active(params, x, step_config_of("jumprelu"), HYPERPARAMS)
     over = float(active.codes.l0.mean()) / K
-    assert float(active.penalty) == pytest.approx(DIALS.sparsity * (over - 1) ** 2, rel=1e-5)
+    assert float(active.penalty) == pytest.approx(HYPERPARAMS.sparsity * (over - 1) ** 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ENCODER_KINDS)
@@ -171,7 +174,7 @@ def test_training_lowers_the_loss_and_the_trained_module_gives_its_rows(kind):
     bits = (rows.view(np.uint32) >> 16).astype(np.uint16)
     normalizer = Normalizer(jnp.zeros(D), jnp.ones(D), jnp.ones(D))
     state = initial_state(jax.random.key(0), M, mean=jnp.zeros(D), step_config=step_config)
-    step = make_update(step_config)
+    step = make_train_step(step_config)
     hyperparams = Hyperparams(*map(jnp.float32, (1e-2, 0.0, 0.05, rows.var((0, 1)).sum())))
     seen = []
     for one in bits:
@@ -180,7 +183,7 @@ def test_training_lowers_the_loss_and_the_trained_module_gives_its_rows(kind):
     assert step._cache_size() == 1, "compiled once"
     assert np.mean(seen[-5:]) < 0.6 * np.mean(seen[:5])
     params = state.best(kind)
-    module = kinds.REGISTRY[kind](params, step_config.slots)
+    module = SAE.from_params(params, step_config.slots, kind=kind)
     x = jnp.asarray(rows[-1])
     found = module.encode(x)
     low = 0.0 if params.threshold is None else np.asarray(params.threshold)
@@ -190,7 +193,7 @@ def test_training_lowers_the_loss_and_the_trained_module_gives_its_rows(kind):
     wanted = np.where(wanted >= least, wanted, 0)
     np.testing.assert_allclose(found.dense(M), wanted, atol=1e-5)
     np.testing.assert_allclose(module(x), wanted @ params.atoms + params.bias, atol=1e-4)
-    if kinds.REGISTRY[kind].batch_threshold:
+    if ENCODER_KINDS[kind].threshold == "one":
         assert 0.5 * K < float(found.l0.mean()) < 2 * K, "the threshold should keep about k"
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdict.codes.kernels import inner_products, scatter_rows
-from jaxdict.codes.topk import _GROUPED_FROM, top_k
+from jaxdict.codes.topk import _TWO_STAGES_FROM, top_k
 from jaxdict.sae import losses, model
-from jaxdict.sae.kinds import TopK
+from jaxdict.sae.module import SAE
 from tests.jaxdict.random_sae import D, K, M, N, params_and_rows
 from tests.reference import sae as reference
 
@@ -37,10 +37,10 @@ def test_forward_is_the_slow_reference():
     np.testing.assert_allclose(x_hat, reference.decode(wanted, atoms, bias), atol=1e-5)
 
 
-def test_module_gives_the_same_rows_and_house_codes():
+def test_module_gives_the_same_rows_and_sorted_codes():
     params, x = params_and_rows()
     params = params._replace(encoder_bias=params.encoder_bias - 5)
-    module = TopK(params, K)
+    module = SAE.from_params(params, K, kind="topk")
     codes = module.encode(x)
     assert (np.asarray(codes.values) == 0).any(), "the case needs empty slots"
     assert (np.asarray(codes.indices)[np.asarray(codes.values) == 0] == 0).all()
@@ -116,7 +116,7 @@ def test_both_forms_of_sums_over_slots_agree(monkeypatch):
 @pytest.mark.parametrize("k", [1, 5, 32])
 def test_two_stage_top_k_is_lax_top_k_ties_included(kind, k):
     rng = np.random.default_rng(k)
-    x = rng.normal(size=(8, _GROUPED_FROM)).astype(np.float32)
+    x = rng.normal(size=(8, _TWO_STAGES_FROM)).astype(np.float32)
     if kind == "ties":
         x = np.round(x * 2) / 2
     if kind == "mostly zero":

@@ -8,7 +8,10 @@ import socket
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdict.devices import mesh
@@ -16,7 +19,8 @@ from jaxdict.dictionary.arrays import ENCODER_KINDS
 from jaxdict.dictionary.files import load_dictionary
 from jaxdict.export.config import ExportConfig
 from jaxdict.export.export import export
-from jaxdict.sae.state import Metrics
+from jaxdict.sae import model
+from jaxdict.sae.state import Metrics, TrainState
 from tests.jaxdict import on_mesh
 from tests.jaxdict.command import ROOT, Command, curve, last_step, weights, words
 from tests.jaxdict.planted import SITE, write_planted_store
@@ -109,14 +113,14 @@ def test_the_product_of_all_rows_and_atoms_is_never_gathered(found, case):
 
 
 def test_members_of_a_mesh_are_the_models_they_would_be_alone(found):
-    alone = found["topk", "one", "numbers"][: on_mesh.REVIVED]
-    together = found["members", "both", "numbers"][: on_mesh.REVIVED, :, 0]
+    alone = found["topk", "one", "numbers"][: on_mesh.RESAMPLED]
+    together = found["members", "both", "numbers"][: on_mesh.RESAMPLED, :, 0]
     np.testing.assert_allclose(together, alone, rtol=2e-4, atol=1e-5)
     assert not np.allclose(found["members", "both", "numbers"][:, 0, 1], alone[-1, 0])
 
 
-def test_resampling_on_a_mesh_revives_what_is_dead(found):
-    at = on_mesh.REVIVED - 1
+def test_resampling_on_a_mesh_resets_what_is_dead(found):
+    at = on_mesh.RESAMPLED - 1
     assert found["jumprelu", "both", "since"][at].max() >= on_mesh.DEAD
     assert 0 < found["resampled", "both", "since"][at].max() < on_mesh.DEAD
 
@@ -186,3 +190,17 @@ def test_a_run_moves_from_eight_devices_to_two_processes_and_ends_as_on_one_devi
         assert [got[n] for n in names] == pytest.approx([wanted[n] for n in names], rel=2e-3)
     export(ExportConfig(run=moved, out=tmp_path / "dictionary"))
     assert load_dictionary(tmp_path / "dictionary").kind == "batchtopk"
+
+
+def test_the_state_of_any_optimizer_is_split_by_its_atoms():
+    params = model.initial_params(jax.random.key(0), 6, mean=jnp.zeros(6))
+    params = params._replace(threshold=jnp.zeros(6))
+    moments = optax.chain(optax.trace(0.9), optax.scale_by_adam()).init(params)  # pyright: ignore[reportArgumentType]
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(params, moments, zero, jnp.zeros(6, jnp.int32), params, jnp.zeros(()))
+    found = jax.tree_util.tree_leaves_with_path(state.placed("split", "whole"))
+    whole = {jax.tree_util.keystr(path) for path, place in found if place == "whole"}
+    trees = (".params", ".ema", ".optimizer[0].trace", ".optimizer[1].mu", ".optimizer[1].nu")
+    others = {".step", ".threshold", ".optimizer[1].count"}
+    assert whole == {f"{tree}.bias" for tree in trees} | others
+    assert len(found) == 5 * 5 + 4
