@@ -20,7 +20,6 @@ from jaxdict.itda.growing_atoms import append, empty_atoms, enlarge, power_of_tw
 from jaxdict.itda.rules import Reconstruction, join_one_by_one
 from jaxdict.itda.saved_run import run_to_dictionary
 from jaxdict.itda.select import select_rows
-from jaxdict.itda.threshold_search import MOST_TRIALS, Trial, next_threshold
 from jaxdict.itda.train import train_itda
 from jaxdict.rows.single_pass import SinglePass
 from jaxdict.rows.source import source_of
@@ -150,36 +149,6 @@ def test_growing_compiles_once_for_each_power_of_two():
     assert m > 128
     assert all(c & (c - 1) == 0 for c in capacities)
     assert select_rows._cache_size() - before == len(capacities) <= np.log2(m)
-
-
-# The search for a threshold
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    atoms=st.integers(20, 5000),
-    slope=st.floats(0.3, 4),
-    one=st.floats(1, 300),
-    growth_rate=st.floats(0.1, 0.9),
-)
-def test_the_search_ends_near_the_atoms_asked_for(atoms, slope, one, growth_rate):
-    rows, trials = 100_000, []
-    while (threshold := next_threshold(trials, atoms, rows)) is not None:
-        low = max((t.threshold for t in trials if not t.whole), default=0)
-        high = min((t.threshold for t in trials if t.whole), default=1)
-        assert low < threshold < high
-        final = int(one * threshold**-slope)
-        if final > atoms:
-            cut = max(1, int(rows * (atoms / final) ** (1 / growth_rate)))
-            trials.append(Trial(threshold, cut, atoms + 1, False))
-        else:
-            trials.append(Trial(threshold, rows, final, True))
-        assert len(trials) < 100
-    fits = [t.atoms for t in trials if t.whole]
-    reachable = one < 0.9 * atoms and int(one * 1e-4**-slope) > atoms
-    if reachable:
-        assert max(fits) >= 0.9 * atoms
-        assert len(trials) <= MOST_TRIALS
 
 
 # Rows, each once
