@@ -17,26 +17,26 @@ _LISTS = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
 
 
 class Enough(Exception):
-    """Raised inside a forward pass when nothing after this point is wanted; see `Capture`."""
+    """Raised inside a forward pass when nothing after this point is needed; see `Capture`."""
 
 
 class Capture:
     """Keeps the activations of chosen sites while a pipeline runs.
 
-    A context manager: hooks are there inside it and gone after it, whatever is raised. Only the
-    asked stream of the asked sites is copied, as bfloat16, once a step.
+    A context manager: it sets its hooks on entry and removes them on exit, whatever is raised. Only
+    the requested stream of each site is copied, as bfloat16, once a step.
 
     Args:
-        transformer: A ``FluxTransformer2DModel``. Single blocks may return ``(text, image)``, as in
+        transformer: a `FluxTransformer2DModel`. Single blocks may return `(text, image)`, as in
             current diffusers, or one joined tensor, as in older ones.
-        sites: Site names.
-        steps: Forward passes that make one image.
-        numbers: Which of them are kept, ascending; None for all.
-        stop: Raise `Enough` as soon as the last site of the last kept pass is there: whoever runs the
-            pipeline catches it, and saves the rest of the work.
+        sites: site names.
+        steps: forward passes that make one image.
+        numbers: which of them are kept, ascending; None for all.
+        stop: raise `Enough` once the last site of the last kept pass has been read. The caller catches
+            it, which saves the rest of the work.
 
     Raises:
-        ValueError: If the transformer lacks a site.
+        ValueError: the transformer lacks a site.
     """
 
     def __init__(
@@ -93,20 +93,20 @@ class Capture:
         """Keep only some tokens of the images that come next.
 
         Args:
-            positions: Stream -> positions [image, token] in that stream; a stream that is not named
-                is kept whole.
+            positions: stream -> positions [image, token] in that stream; other streams are kept
+                whole.
         """
         self._picked = {name: torch.from_numpy(where).long() for name, where in positions.items()}
 
     def take(self) -> dict[str, Tensor]:
-        """Hand over what the last images left, and start again.
+        """Hand over the activations of the last images, and start anew.
 
         Returns:
-            Site -> bfloat16 [image, step, token, d] on the CPU. The memory is used again by the
-            images after the next ones: copy what is to stay before then.
+            site -> bfloat16 [image, step, token, d] on the CPU. The memory is reused
+            two calls later: copy what must outlive that.
 
         Raises:
-            RuntimeError: If there were fewer forward passes than the last kept one.
+            RuntimeError: the last kept forward pass has not happened yet.
         """
         if self._step < self._last or (not self._stop and self._step + 1 != self._steps):
             raise RuntimeError(
@@ -120,7 +120,7 @@ class Capture:
         return taken
 
     def reset(self) -> None:
-        """Forget an image that was begun, after an error inside the pipeline."""
+        """Forget a half-made image, after an error inside the pipeline."""
         self._step = -1
         self._missing = len(self._sites)
 
@@ -168,7 +168,7 @@ class Capture:
 
 
 class _Keep:
-    """The hook of one site: picks its stream out of what a module was given and gave."""
+    """The hook of one site: picks its stream from the input and output of a module."""
 
     def __init__(self, capture: Capture, name: str, site: Site, module: nn.Module) -> None:
         self._capture, self._name, self._site = capture, name, site
@@ -184,12 +184,11 @@ class _Keep:
         self._capture.keep(self._name, value)
 
     def _pick(self, output: Any) -> Tensor:
-        """The asked stream of an output, which is one stream, two, or both joined (text first)."""
+        """The site's stream from an output that is one stream, a pair, or both joined (text first)."""
         image = self._site.stream == "img"
         if isinstance(output, tuple):
-            text_first = (
-                self._site.kind != "attn"
-            )  # blocks give (text, image), attention the reverse
+            # Blocks return (text, image), attention the reverse.
+            text_first = self._site.kind != "attn"
             return output[int(image) if text_first else int(not image)]
         if self._site.block == "double":
             return output
@@ -212,16 +211,16 @@ def site_shape(
     """Shape of a site's rows for one image and step.
 
     Args:
-        transformer: A ``FluxTransformer2DModel``.
-        site: Its name.
-        image_tokens: Tokens of the image stream.
-        text_tokens: Tokens of the text stream.
+        transformer: a `FluxTransformer2DModel`.
+        site: its name.
+        image_tokens: tokens of the image stream.
+        text_tokens: tokens of the text stream.
 
     Returns:
         (tokens, d).
 
     Raises:
-        ValueError: If the transformer lacks the site.
+        ValueError: the transformer lacks the site.
     """
     place = parse_site(site)
     tokens = image_tokens if place.stream == "img" else text_tokens

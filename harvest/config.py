@@ -101,7 +101,7 @@ class HarvestConfig:
         """The captured ones of so many denoising steps, ascending.
 
         Raises:
-            ValueError: If one of them is not among the steps.
+            ValueError: one of them is not among the steps.
         """
         if self.capture_steps == "all":
             return tuple(range(steps))

@@ -1,4 +1,4 @@
-"""How much a harvest takes, told before anything runs: rows, bytes on the disk, memory and time."""
+"""What a harvest will take, before anything runs: rows, bytes on disk, memory and time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harvest.store import Location
 from harvest.units import duration, size
 
 _BYTES = {"none": None, "int8": 1.0, "nf4": 0.53}
-"""Bytes of a weight; None means those of the dtype. NF4 keeps 4 bits and a share of its scales."""
+"""Bytes per weight; None means those of the dtype. NF4 takes 4 bits and its part of the scales."""
 _REACHED = 0.5
 """Share of a large matrix product's speed that a whole forward pass reaches."""
 
@@ -24,14 +24,14 @@ _REACHED = 0.5
 class Estimate(NamedTuple):
     """What a harvest takes.
 
-    Args:
-        rows: Activation vectors, over all sites.
-        store_bytes: Activations and pictures on the disk, before compression.
-        model_bytes: Weights in memory, of all parts that are there together.
-        buffer_bytes: Activations in memory.
-        flops: Floating-point operations of the transformer.
-        seconds: Time at the speed of a matrix product tried on the device, or None where there was none.
-        free: Bytes left on the disk, or None for a URL.
+    Attributes:
+        rows: activation vectors, over all sites.
+        store_bytes: activations and pictures on the disk, before compression.
+        model_bytes: weights of the parts that are in memory at the same time.
+        buffer_bytes: activations in memory.
+        flops: floating-point operations of the transformer.
+        seconds: time, extrapolated from the speed of one matrix product on the device.
+        free: bytes left on the disk, or None for a URL.
     """
 
     rows: int
@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
     model_bytes: int
     buffer_bytes: int
     flops: float
-    seconds: float | None
+    seconds: float
     free: int | None
 
 
@@ -81,14 +81,13 @@ def in_words(expected: Estimate, plan: Plan) -> str:
     config, spec, _ = plan
     compressed = " before compression" if config.compress != "none" else ""
     left = "" if expected.free is None else f" ({size(expected.free)} are free)"
-    hours = "" if expected.seconds is None else f"about {duration(expected.seconds)}"
     lines = [
         f"{Location(config.out)}: not made (--dry-run)",
         f"  images   {spec.images:,} of {_some(spec.denoising_steps, 'step')}, {spec.steps} kept",
         f"  rows     {expected.rows:,} at {_some(len(spec.sites), 'site')}",
         f"  disk     {size(expected.store_bytes)}{compressed}{left}",
         f"  memory   {size(expected.model_bytes)} of weights, {size(expected.buffer_bytes)} of activations at most",
-        f"  time     {hours} on one {config.device} in {config.dtype} (from its speed at one matrix product)",
+        f"  time     about {duration(expected.seconds)} on one {config.device} in {config.dtype} (from its speed at one matrix product)",
     ]
     if expected.free is not None and expected.store_bytes > expected.free:
         lines.append("  the disk is too small: ask for fewer images, sites, steps or tokens")
@@ -100,7 +99,7 @@ def _some(count: int, noun: str) -> str:
 
 
 def _parameters(folder: Path) -> dict[str, int]:
-    """Number of weights of each part, from its settings: the weights need not be there."""
+    """Number of weights of each part, from its config alone."""
     from diffusers import AutoencoderKL, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -118,8 +117,8 @@ def _parameters(folder: Path) -> dict[str, int]:
 def _flops(transformer: Any, parameters: int, tokens: int) -> float:
     """Operations of one forward pass of one image: its matrix products and its attention.
 
-    A token of a double block meets half of the block's weights (each stream has its own); adaLN's weights meet one
-    vector an image. Both are counted in full, which makes this an upper bound.
+    A token passes half of a double block's weights (each stream has its own), and adaLN's weights act on one vector
+    an image. Both are counted in full, which makes this an upper bound.
     """
     config = transformer.config
     width = config.num_attention_heads * config.attention_head_dim

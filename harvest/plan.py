@@ -1,4 +1,4 @@
-"""What a harvest will make: every setting filled in, the store's spec, and how much it takes."""
+"""What a harvest will make: every default filled in, and the store's spec."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _OPERATIONAL = ("out", "buffer_mb", "offload", "dry_run")
 class Plan(NamedTuple):
     """A harvest as it will be made.
 
-    Args:
-        config: The settings, with every default filled in.
-        spec: What the store will hold.
-        prompts: The prompts found, each once.
+    Attributes:
+        config: the settings, with every default filled in.
+        spec: what the store will hold.
+        prompts: the prompts found, each once.
     """
 
     config: HarvestConfig
@@ -40,15 +40,15 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: HarvestConfig, model: LoadedModel) -> Plan:
-    """Settle everything about a harvest before the first image.
+    """Work out everything about a harvest before the first image.
 
     Args:
-        config: As asked for.
-        model: The model, loaded or not.
+        config: the settings as given.
+        model: the model, loaded or not.
 
     Raises:
-        ValueError: If the prompts cannot be read, the model lacks a site, or one batch does not fit
-            into ``buffer_mb``.
+        ValueError: the prompts cannot be read, the model lacks a site, or one batch does not fit
+            into `buffer_mb`.
     """
     found = read_prompts(
         config.prompts, config.images, seed=config.seed, prompt_column=config.prompt_column
@@ -69,9 +69,8 @@ def _resolve(config: HarvestConfig, model: LoadedModel, prompts: int) -> Harvest
     numbers = config.numbers(steps)
     shapes = [_shape(model, site, grid, length, config.tokens_per_image) for site in sites]
     image_bytes = sum(tokens * d for tokens, d in shapes) * len(numbers) * 2
-    room = (
-        config.buffer_mb * _MB / (4 * image_bytes)
-    )  # images: two batches and two shards at a time
+    # In images: there are two batches and two shards at a time.
+    room = config.buffer_mb * _MB / (4 * image_bytes)
     batch = config.batch or min(16, max(1, _BATCH_TOKENS // (grid[0] * grid[1])), int(room) or 1)
     batch = min(batch, images)
     batches = min(_SHARD_BATCHES, max(1, _SHARD_BYTES // (image_bytes * batch)))
@@ -156,28 +155,28 @@ def picked_tokens(seed: int, image: int, stream: str, *, tokens: int, count: int
     """Which tokens of an image are kept, drawn without replacement.
 
     Args:
-        seed: Seed of the run.
-        image: Number of the image.
-        stream: ``img`` or ``txt``.
-        tokens: Length of the stream.
-        count: How many to keep.
+        seed: seed of the run.
+        image: number of the image.
+        stream: `img` or `txt`.
+        tokens: length of the stream.
+        count: how many to keep.
 
     Returns:
-        Positions, ascending, int32 [count].
+        positions, ascending, int32 [count].
     """
     rng = np.random.default_rng((seed, image, 1 + STREAMS.index(stream)))
     return np.sort(rng.choice(tokens, count, replace=False)).astype(np.int32)
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON takes it."""
+    """A setting as a JSON value."""
     return str(value) if isinstance(value, Path) else value
 
 
 def _positions(
     config: HarvestConfig, sites: dict[str, tuple[int, int]], lengths: dict[str, int]
 ) -> dict[str, np.ndarray]:
-    """Positions of the kept tokens of each stream of which a sample is kept, [images, tokens]."""
+    """Positions of the kept tokens, [images, tokens], for each stream that is sampled."""
     streams = {stream_of(site) for site in sites}
     return {
         stream: np.stack(

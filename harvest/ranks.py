@@ -1,4 +1,4 @@
-"""Several processes that fill one store: who is who, and waiting for one another."""
+"""Several processes that fill one store: their numbers, and waiting for one another."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _PATIENCE = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among those that ``torchrun`` or ``accelerate launch`` started, or the only one.
+    """One process among those that `torchrun` or `accelerate launch` started, or the only one.
 
-    Args:
-        rank: Number of this process, from 0.
-        world: Number of processes.
-        local: Number of this process on its machine, which is also that of its GPU.
+    Attributes:
+        rank: number of this process, from 0.
+        world: number of processes.
+        local: number of this process on its machine, which is also that of its GPU.
     """
 
     rank: int = 0
@@ -30,7 +30,7 @@ class Ranks:
     local: int = 0
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Wait until every process has called this."""
         if self.world > 1:
             distributed.barrier()
 
@@ -45,10 +45,10 @@ class Ranks:
 def joined_ranks() -> Iterator[Ranks]:
     """Join the processes that were started together, for as long as the block runs.
 
-    Gloo carries the waiting, on the CPU: no activation crosses between processes.
+    Gloo does the waiting, on the CPU; no activations pass between processes.
 
     Raises:
-        ValueError: If the launcher's environment is incomplete.
+        ValueError: the launcher's environment is incomplete.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world < 2:

@@ -24,23 +24,23 @@ from harvest.units import size
 
 
 def harvest(config: HarvestConfig) -> dict[str, Any]:
-    """Fill a store, or what is missing of it.
+    """Fill a store, or whatever part of it is missing.
 
-    Images are made in batches that lie within a shard, at fixed places, so a run that was cut off
-    and resumed, or one that several processes share, leaves the same bits as one that was not (on
-    one machine and with one number of threads, as floating-point sums depend on both).
+    Images are made in fixed batches within each shard, so a run that was interrupted and resumed, or
+    shared by several processes, writes the same bits as one that was not (on one machine and with
+    one number of threads, as floating-point sums depend on both).
 
     Args:
-        config: Settings; the store keeps them with every default filled in.
+        config: settings; the store keeps them with every default filled in.
 
     Returns:
-        Summary: where the store is, its fingerprint, images, rows and sites, images made now. After a
+        summary: where the store is, its fingerprint, images, rows and sites, images made now. After a
         dry run: what it would take.
 
     Raises:
-        ValueError: If the settings are wrong, `out` holds another store, or an activation is not
+        ValueError: the settings are wrong, `out` holds another store, or an activation is not
             finite (naming site, step and prompt).
-        OSError: If the store cannot be written.
+        OSError: the store cannot be written.
     """
     with joined_ranks() as ranks:
         config = replace(config, device=ranks.device(config.device))
@@ -62,13 +62,13 @@ def _harvest(plan: Plan, model: LoadedModel, asked: HarvestConfig, ranks: Ranks)
     if ranks.rank == 0:
         create_store(config.out, spec)
     ranks.wait()
-    writer = create_store(config.out, spec)  # the one that is there now
+    writer = create_store(config.out, spec)  # opens the store that rank 0 made
     beside = place.sibling(".config.json")
     if ranks.rank == 0:
         settings = {name: plain(value) for name, value in asdict(config).items()}
         beside.write_text(json.dumps(settings | {"out": str(place)}, indent=2) + "\n")
     pending = writer.pending()
-    ranks.wait()  # everyone has seen the same store before anyone writes
+    ranks.wait()  # every rank must have seen the same store before any of them writes
     own = [shard for shard in pending if shard % ranks.world == ranks.rank]
     cache = None
     if config.offload == "text" and own:
@@ -81,7 +81,7 @@ def _harvest(plan: Plan, model: LoadedModel, asked: HarvestConfig, ranks: Ranks)
     rows = {site: spec.images * spec.steps * tokens for site, (tokens, _) in spec.sites.items()}
     if ranks.rank == 0:
         writer.sweep()
-        if config.offload == "text":  # only now does no process need the folder
+        if config.offload == "text":  # no process needs the folder any more
             TextCache(place, writer.fingerprint).close()
         made = sum(_length(writer.images_of(shard)) for shard in pending)
         done = f"{made} images made, {spec.images - made} were there already"
@@ -101,7 +101,7 @@ def _harvest(plan: Plan, model: LoadedModel, asked: HarvestConfig, ranks: Ranks)
 def _load(
     config: HarvestConfig, parts: str, *, instead_of: LoadedModel | None = None
 ) -> LoadedModel:
-    """Load parts of the model; those of another are let go first."""
+    """Load parts of the model, after freeing the text encoders of another."""
     if instead_of is not None:
         for part in ("text_encoder", "text_encoder_2"):
             setattr(instead_of.pipe, part, None)
@@ -138,7 +138,7 @@ def fill(
         quiet: show no progress bar.
 
     Returns:
-        The number of images made.
+        the number of images made.
     """
     config, spec, _ = plan
     missing = sum(_length(writer.images_of(shard)) for shard in shards)
@@ -205,7 +205,7 @@ class _ShardMaker:
     def make(
         self, where: slice, text: Mapping[str, torch.Tensor] | None
     ) -> tuple[Mapping[str, np.ndarray], np.ndarray | None]:
-        """Bfloat16 bits by site, and the pictures; a batch is copied while the next one is made."""
+        """bfloat16 bits by site, and the pictures; a batch is copied while the next one is made."""
         spec, config, count = self.spec, self.config, _length(where)
         bits = {
             site: np.empty((count, spec.steps, *shape), np.uint16)
@@ -222,7 +222,7 @@ class _ShardMaker:
             _check_schedule(spec, self.model)
             taken = self.capture.take()
             if copying is not None:
-                copying.result()  # its buffers are used again by the next batch
+                copying.result()  # the next batch reuses its buffers
             copying = self.copiers.submit(_copy, taken, bits, own)
             if pictures is not None and made is not None:
                 pictures[own] = made
@@ -265,7 +265,7 @@ def _copy(taken: Mapping[str, torch.Tensor], bits: Mapping[str, np.ndarray], own
 
 
 def _check_schedule(spec: StoreSpec, model: LoadedModel) -> None:
-    """The store's noise levels were computed before the run: see that they were the ones used."""
+    """Check that the noise levels in the store, computed before the run, are those that were used."""
     used = model.pipe.scheduler.sigmas.tolist()
     if [used[number] for number in spec.numbers] != list(spec.sigmas):
         raise RuntimeError(

@@ -1,8 +1,8 @@
 """Names of the places in a FLUX transformer where activations are read.
 
-A site is ``block.index.stream[.kind]``: ``double.7.img`` is the image stream of the residual after
-the double block 7. The kinds read other places of the same block: ``mlp`` the hidden neurons after
-the non-linearity, ``attn`` the attention output, ``update`` what the block added (output - input).
+A site is `block.index.stream[.kind]`: `double.7.img` is the image stream of the residual after
+the double block 7. The kinds read other places of the same block: `mlp` the hidden neurons after
+the non-linearity, `attn` the attention output, `update` what the block added (output - input).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _SITE = re.compile(r"(double|single)\.(0|[1-9][0-9]*)\.(img|txt)(?:\.(mlp|attn|u
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the transformer; ``str(site)`` gives its name back.
+    """One place in the transformer; `str(site)` gives its name back.
 
-    Args:
-        block: ``double`` (two streams, joint attention) or ``single`` (one joined sequence).
-        index: Number of the block among its own kind, from 0.
-        stream: ``img`` or ``txt``.
-        kind: ``""`` the residual stream after the block, or ``mlp``, ``attn``, ``update``.
+    Attributes:
+        block: `double` (two streams, joint attention) or `single` (one joined sequence).
+        index: number of the block among its own kind, from 0.
+        stream: `img` or `txt`.
+        kind: `""` the residual stream after the block, or `mlp`, `attn`, `update`.
 
     Raises:
-        ValueError: If a part is not one of these.
+        ValueError: a part is not one of these.
     """
 
     block: str
@@ -61,13 +61,13 @@ def parse_site(name: str) -> Site:
     """Read a site's name.
 
     Args:
-        name: For example ``double.2.img.mlp``.
+        name: for example `double.2.img.mlp`.
 
     Returns:
-        The site; ``str`` of it is ``name`` again.
+        the site; `str` of it is `name` again.
 
     Raises:
-        ValueError: If the name is not a site's, naming the nearest that is.
+        ValueError: this is no site's name; the nearest ones are named.
     """
     match = _SITE.fullmatch(name)
     if match is None:
@@ -84,12 +84,12 @@ def all_sites(double: int, single: int, kinds: Iterable[str] = ("",)) -> tuple[s
     """List the sites of a transformer, in the order in which they are computed.
 
     Args:
-        double: Number of double blocks (19 in FLUX.1).
-        single: Number of single blocks (38 in FLUX.1).
-        kinds: Which kinds to list, of ``KINDS``.
+        double: number of double blocks (19 in FLUX.1).
+        single: number of single blocks (38 in FLUX.1).
+        kinds: which kinds to list, of `KINDS`.
 
     Returns:
-        The names, ``img`` before ``txt``.
+        the names, `img` before `txt`.
     """
     kinds = tuple(kinds)
     return tuple(
@@ -104,19 +104,19 @@ def all_sites(double: int, single: int, kinds: Iterable[str] = ("",)) -> tuple[s
 def expand_sites(patterns: Iterable[str], *, double: int, single: int) -> tuple[str, ...]:
     """Turn names and globs into the sites of one transformer.
 
-    A glob is matched part by part, so that ``double.*.img`` (and ``*.*.img``) are residual streams
-    only, and ``double.*.*.mlp`` the neurons of both streams.
+    A glob is matched part by part, so that `double.*.img` (and `*.*.img`) are residual streams
+    only, and `double.*.*.mlp` the neurons of both streams.
 
     Args:
-        patterns: Site names or globs; one string may hold several, separated by commas.
-        double: Number of double blocks of the model.
-        single: Number of single blocks of the model.
+        patterns: site names or globs; one string may hold several, separated by commas.
+        double: number of double blocks of the model.
+        single: number of single blocks of the model.
 
     Returns:
-        Each matching site once, in the order in which the model computes them.
+        each matching site once, in the order in which the model computes them.
 
     Raises:
-        ValueError: If a pattern matches nothing, naming the nearest sites, or if there is none.
+        ValueError: a pattern matches nothing (the nearest sites are named), or there is no pattern.
     """
     valid = all_sites(double, single, KINDS)
     names = [part.strip() for text in patterns for part in text.split(",") if part.strip()]

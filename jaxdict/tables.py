@@ -73,16 +73,6 @@ def numbers(values: Iterable[float]) -> str:
     return " ".join(texts if len(texts) <= 8 else [*texts[:3], "...", *texts[-2:]])
 
 
-def size(count: int) -> str:
-    """A number of bytes, in a fitting unit."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.3g} {unit}"
-        amount /= 1024
-    return f"{amount:.3g} TiB"
-
-
 def some(count: int, most: int) -> list[int]:
     """At most `most` of `count` places, evenly spread, the first and the last among them."""
     if count <= most:

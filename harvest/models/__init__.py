@@ -1,6 +1,6 @@
 """FLUX pipelines: found, loaded and quantized.
 
-A `LoadedModel` is a diffusers pipeline and what a harvest has to know of it.
+A `LoadedModel` is a diffusers pipeline and what a harvest needs to know about it.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Finding a FLUX pipeline's files, in the package, in a folder or on a hub, and loading the parts that are wanted."""
+"""Finding a FLUX pipeline's files, in the package, in a folder or on a hub, and loading some of its parts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _SAMPLES = 64
 def content_hash(folder: str | Path) -> str:
     """Digest of a pipeline's weights and configuration.
 
-    Every ``.safetensors`` and ``.json`` file counts, by its path and content. Of a file over
-    256 MiB, its size and 64 evenly spread blocks of 1 MiB count, which takes well under a second.
+    Every `.safetensors` and `.json` file counts, by its path and content. Of a file over
+    256 MiB, its size and 64 evenly spread blocks of 1 MiB count, so that hashing stays fast.
 
     Args:
-        folder: Where the pipeline lies.
+        folder: where the pipeline lies.
 
     Returns:
         SHA-256 in hex.
@@ -55,14 +55,14 @@ def content_hash(folder: str | Path) -> str:
 
 
 def find_files(name: str, *, weights: bool = True) -> tuple[Path, str, str | None]:
-    """Folder, name to show and revision of a model; fetches it if it is on a hub.
+    """Find a model's folder, display name and revision; fetch it if it is on a hub.
 
     Args:
-        name: As in `harvest.models.load_model`.
-        weights: Fetch all of it; else only settings and tokenizers, a few MB.
+        name: as in `harvest.models.load_model`.
+        weights: fetch everything; otherwise only settings and tokenizers, a few MB.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: there is no such model.
     """
     if name == "shapes":
         if not (EMBEDDED / "model_index.json").is_file():
@@ -90,7 +90,7 @@ def find_files(name: str, *, weights: bool = True) -> tuple[Path, str, str | Non
             else snapshot_download(name, allow_patterns=list(_SETTINGS))
         )
     except (OSError, ValueError) as error:
-        reason = first_line(error.__cause__ or error)  # diffusers hides the hub's own words
+        reason = first_line(error.__cause__ or error)  # diffusers hides the hub's own message
         raise ValueError(
             f"expected a model at the hub id {name!r}, but it cannot be fetched ({reason}); check "
             "the name and the network, and log in if the model asks for it"
@@ -117,18 +117,18 @@ class LoadOptions(NamedTuple):
 
 
 def load_pipeline(folder: Path, name: str, options: LoadOptions) -> Any:
-    """Load the wanted parts of a pipeline and put them where they compute.
+    """Load parts of a pipeline and move them to the device.
 
     Args:
-        folder: Its files.
-        name: What to call it in errors.
+        folder: its files.
+        name: what to call it in errors.
         options: which parts, in which precision, and where.
 
     Returns:
-        A ``FluxPipeline``; a transformer that is left out is there on the meta device.
+        a `FluxPipeline`; a transformer that is not loaded is on torch's meta device.
 
     Raises:
-        ValueError: If it is no FLUX pipeline, or not whole.
+        ValueError: this is no FLUX pipeline, or it is incomplete.
     """
     from diffusers import FluxPipeline, FluxTransformer2DModel, __version__
 
@@ -175,7 +175,7 @@ def load_pipeline(folder: Path, name: str, options: LoadOptions) -> Any:
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """Settings of a part of the pipeline, from its ``config.json``."""
+    """Settings of a part of the pipeline, from its `config.json`."""
     try:
         return json.loads((folder / part / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -186,9 +186,9 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
 
 @contextmanager
 def quiet(*, everything: bool) -> Iterator[None]:
-    """Silence what a loader says that a user can do nothing about; its bars too, if `everything`.
+    """Silence warnings of the loaders that a user can do nothing about; with `everything`, progress bars too.
 
-    (A missing torchvision is of no matter here; ``torch_dtype`` works in all of diffusers 0.x; bitsandbytes,
+    (A missing torchvision does not matter here; `torch_dtype` works in all of diffusers 0.x; bitsandbytes,
     which diffusers imports, warns on processors with AVX512-BF16 that an optional kernel is not installed.)
     """
     from diffusers.utils import logging as diffusers_logging

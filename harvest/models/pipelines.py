@@ -1,4 +1,4 @@
-"""Loading a FLUX pipeline: the embedded one, a folder's or a hub's, quantized if asked."""
+"""Loading a FLUX pipeline: the embedded one, a folder's or a hub's, quantized on request."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A pipeline and what a harvest has to know of it.
+    """A pipeline and what a harvest needs to know about it.
 
-    Args:
-        pipe: A ``diffusers.FluxPipeline``.
-        name: What it was asked for by; ``load_model(name)`` gives it again.
-        info: Name, revision, quantization, dtype, device, sha256, blocks; JSON-able.
-        steps: Denoising steps by default.
+    Attributes:
+        pipe: a `diffusers.FluxPipeline`.
+        name: what `load_model` loads it by.
+        info: name, revision, quantization, dtype, device, sha256, blocks; JSON-able.
+        steps: denoising steps by default.
         size: (height, width) of a picture by default, in pixels.
-        max_sequence_length: Length of the text by default, in T5 tokens.
-        guidance: Guidance scale by default.
-        judge: Reads a picture's true attributes back (uint8 [H, W, 3] to
-            ``harvest.shapes.check.Reading``); None but for the embedded model.
-        folder: Where its files lie.
-        place: Device it computes on.
+        max_sequence_length: length of the text by default, in T5 tokens.
+        guidance: guidance scale by default.
+        judge: reads a picture's true attributes back (uint8 [H, W, 3] to
+            `harvest.shapes.check.Reading`); None except for the embedded model.
+        folder: where its files lie.
+        place: device it computes on.
     """
 
     pipe: Any
@@ -67,19 +67,19 @@ class LoadedModel:
         """Make one picture for each prompt, in one batch.
 
         Args:
-            prompts: Texts.
-            seeds: Seed of each picture's noise, which depends on nothing else.
-            steps: Denoising steps; None for the model's own, as in what follows.
+            prompts: texts.
+            seeds: seed of each picture's noise, which depends on nothing else.
+            steps: denoising steps; None for the model's own, as for the options below.
             size: (height, width) in pixels.
-            max_sequence_length: Length of the text in T5 tokens.
-            guidance: Guidance scale.
-            text: The prompts as `encode` gave them; None to encode them now.
+            max_sequence_length: length of the text in T5 tokens.
+            guidance: guidance scale.
+            text: the prompts as `encode` gave them; None to encode them now.
 
         Returns:
             uint8 [n, height, width, 3].
 
         Raises:
-            ValueError: If there are not as many seeds as prompts.
+            ValueError: there are not as many seeds as prompts.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"expected a seed a prompt, got {len(prompts)} and {len(seeds)}")
@@ -106,11 +106,11 @@ class LoadedModel:
         """Run the text encoders.
 
         Args:
-            prompts: Texts.
-            max_sequence_length: Length of the text in T5 tokens; None for the model's own.
+            prompts: texts.
+            max_sequence_length: length of the text in T5 tokens; None for the model's own.
 
         Returns:
-            ``prompt_embeds`` [n, length, width of T5] and ``pooled_prompt_embeds`` [n, width of CLIP],
+            `prompt_embeds` [n, length, width of T5] and `pooled_prompt_embeds` [n, width of CLIP],
             on the model's device.
         """
         states, pooled, _ = self.pipe.encode_prompt(
@@ -130,7 +130,7 @@ class LoadedModel:
         """Image tokens of a picture as (h, w): a token is 2 x 2 latents.
 
         Raises:
-            ValueError: If a side is not a whole number of tokens.
+            ValueError: a side is not a whole number of tokens.
         """
         height, width = size or self.size
         side = self.pipe.vae_scale_factor * 2
@@ -146,11 +146,11 @@ class LoadedModel:
         """What the pipeline's scheduler will do.
 
         Args:
-            steps: Denoising steps.
+            steps: denoising steps.
             size: (height, width) in pixels; FLUX.1-dev shifts its noise levels by it.
 
         Returns:
-            Noise level (sigma, in [0, 1]) and timestep at the start of each step.
+            noise level (sigma, in [0, 1]) and timestep at the start of each step.
         """
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
@@ -198,23 +198,23 @@ def load_model(
     """Load a FLUX pipeline.
 
     Args:
-        name: ``shapes`` (the embedded model, never from the network), a folder, or a hub id such as
-            ``black-forest-labs/FLUX.1-schnell``.
-        quantize: ``none``, ``nf4`` or ``int8``: the transformer by bitsandbytes; int8 needs a GPU.
-        quantize_text: The same for T5; ``same`` means as `quantize`.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; None (or ``auto``) is bfloat16 on a GPU and
+        name: `shapes` (the embedded model, never from the network), a folder, or a hub id such as
+            `black-forest-labs/FLUX.1-schnell`.
+        quantize: `none`, `nf4` or `int8`: how bitsandbytes quantizes the transformer; int8 needs a GPU.
+        quantize_text: the same for T5; `same` means as `quantize`.
+        dtype: `float32`, `bfloat16` or `float16`; None (or `auto`) is bfloat16 on a GPU and
             float32 on a CPU.
-        device: Torch device; None (or ``auto``) is a GPU where there is one.
-        offload: ``model`` or ``sequential``: diffusers moves to the GPU only the part that runs.
-        parts: ``all``; ``text`` for the text encoders alone, ``image`` for all but them, ``none`` for
-            tokenizers, scheduler and settings. A transformer that is not loaded is there on torch's
-            meta device: its shapes can be asked for.
+        device: torch device; None (or `auto`) is a GPU where there is one.
+        offload: `model` or `sequential`: diffusers moves to the GPU only the part that runs.
+        parts: `all`; `text` for the text encoders alone, `image` for everything else, `none` for
+            tokenizers, scheduler and settings. A transformer that is not loaded is on torch's meta
+            device, so that its shapes are known.
 
     Returns:
-        The pipeline, ready to run, without progress bars.
+        the pipeline, ready to run, without progress bars.
 
     Raises:
-        ValueError: If the model is not there, is no FLUX pipeline, or cannot be quantized here.
+        ValueError: the model cannot be found, is no FLUX pipeline, or cannot be quantized here.
     """
     place = _device(device)
     precision = _dtype(dtype, place)

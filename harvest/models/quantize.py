@@ -17,8 +17,8 @@ def quantization_config(parts: Mapping[str, str], dtype: torch.dtype) -> Any:
     """Settings with which diffusers quantizes parts of a pipeline while it loads them.
 
     Args:
-        parts: ``transformer`` and ``text_encoder_2``, or one of them, to ``nf4`` or ``int8``.
-        dtype: Precision of the computation.
+        parts: `transformer` and `text_encoder_2`, or one of them, to `nf4` or `int8`.
+        dtype: precision of the computation.
     """
     from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
     from transformers import BitsAndBytesConfig as TextConfig
@@ -44,9 +44,9 @@ def quantization_config(parts: Mapping[str, str], dtype: torch.dtype) -> Any:
 def to_nf4(
     model: nn.Module, kept: Sequence[str], dtype: torch.dtype, *, place: str = "cpu"
 ) -> None:
-    """Put 4-bit linears in the place of a model's own, on a CPU, where diffusers cannot.
+    """Replace a model's linear layers by 4-bit ones on a CPU, where diffusers cannot.
 
-    Left as they are: the layers in `kept`, and T5's ``wo``, whose dtype transformers reads.
+    Left as they are: the layers in `kept`, and T5's `wo`, whose dtype transformers reads.
     """
     from bitsandbytes.nn import Linear4bit, Params4bit
 

@@ -1,6 +1,6 @@
 """Prompts: read from files and data sets, split, and encoded once.
 
-A prompt's split and an image's seed depend on nothing but the prompt and the number.
+A prompt's split depends on its text alone, an image's seed on the run's seed and the image's number.
 """
 
 import lazy_loader

@@ -21,10 +21,10 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 class PromptList(NamedTuple):
     """Prompts of one source, each text once.
 
-    Args:
-        prompts: In the order of the source; of equal texts the first.
-        duplicates: How many were left out for saying what an earlier one says.
-        blank: How many rows were left out for holding no prompt (Parquet and datasets only).
+    Attributes:
+        prompts: in the order of the source; of equal texts the first.
+        duplicates: how many were left out because an earlier one has the same text.
+        blank: how many rows were left out because they hold no prompt (Parquet and datasets only).
     """
 
     prompts: list[Prompt]
@@ -49,35 +49,35 @@ def read_prompts(
 ) -> PromptList:
     """Read the prompts of a source, each once.
 
-    Two prompts are the same if their texts are, but for the amount of white space. Captions of the
-    embedded world alone are taken as they are drawn, since caption i depends on `seed` and i only.
+    Prompts that differ in the amount of white space alone count as the same. Captions of the embedded
+    world are kept as drawn, equal ones included, since caption i depends on `seed` and i only.
 
     Args:
-        source: One of
+        source: one of
 
-            - ``shapes``: captions of the embedded world, drawn from `seed`;
-            - a ``.txt`` file with a prompt a line;
-            - a ``.jsonl`` file with an object a line, its prompt and perhaps its ``labels``;
-            - a ``.csv`` file with a column of prompts, its other columns being labels;
-            - a ``.parquet`` file with a column of prompts and perhaps one of ``labels``
+            - `shapes`: captions of the embedded world, drawn from `seed`;
+            - a `.txt` file with a prompt a line;
+            - a `.jsonl` file with an object a line, its prompt and perhaps its `labels`;
+            - a `.csv` file with a column of prompts, its other columns being labels;
+            - a `.parquet` file with a column of prompts and perhaps one of `labels`
               (needs pyarrow);
-            - ``hf:owner/name``, ``hf:owner/name/config`` or ``hf:owner/name:split``, a data set of
+            - `hf:owner/name`, `hf:owner/name/config` or `hf:owner/name:split`, a data set of
               the hub that is streamed, or a folder of files that `datasets` can load (needs
-              datasets); ``owner/name`` will do where no file is in the way. The split is ``train``
+              datasets); plain `owner/name` works too, unless that is a file of prompts. The split is `train`
               unless there is only one.
-        images: How many are needed at most: the source is read no further. 0 means all of them, or
+        images: how many are needed at most; no more of the source is read. 0 means all of them, or
             1000 captions.
-        seed: Seed of the captions.
-        prompt_column: Field or column with the prompts, for all kinds but ``shapes`` and ``.txt``.
-            The default ``prompt`` stands for ``caption`` or ``text`` too, if there is just one of
-            them and no ``prompt``.
+        seed: seed of the captions.
+        prompt_column: field or column with the prompts, for all kinds but `shapes` and `.txt`.
+            Where there is no `prompt`, the default also finds `caption` or `text`, if there is
+            just one of them.
 
     Returns:
-        The prompts, at least one, and how many were left out.
+        the prompts, at least one, and how many were left out.
 
     Raises:
-        ValueError: If the source is of another kind, empty, malformed (naming the line) or out of
-            reach, or a package that it needs is missing.
+        ValueError: the source is of another kind, empty, malformed (naming the line) or
+            unreachable, or a package that it needs is missing.
     """
     if source == "shapes":
         return PromptList(_captions(images or 1000, seed))
@@ -105,7 +105,7 @@ def prompts_hash(texts: Sequence[str]) -> str:
     """Digest of a list of prompts, its order included.
 
     Args:
-        texts: The prompts.
+        texts: the prompts.
 
     Returns:
         SHA-256 of the list as compact JSON, in hex.
@@ -118,8 +118,8 @@ def split_of(prompt: str, validation: float) -> int:
     """Split of a prompt, by its hash alone: the same prompt is in the same split everywhere.
 
     Args:
-        prompt: Its text.
-        validation: Share of prompts that is held out, in [0, 1).
+        prompt: its text.
+        validation: share of prompts that is held out, in [0, 1).
 
     Returns:
         0 for training, 1 for validation.
@@ -132,11 +132,11 @@ def image_seed(seed: int, image: int) -> int:
     """Seed of the noise of one image, from the run's seed and the image's number.
 
     Args:
-        seed: Seed of the run.
-        image: Number of the image.
+        seed: seed of the run.
+        image: number of the image.
 
     Returns:
-        A whole number below 2**53 (exact in JSON).
+        a whole number below 2**53 (exact in JSON).
     """
     state = np.random.SeedSequence((seed, image)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(11))
@@ -150,14 +150,14 @@ def _captions(images: int, seed: int) -> list[Prompt]:
 
 
 def _unique(rows: Iterable[Prompt | None], enough: int = 0) -> PromptList:
-    """Keep the first of equal prompts, until there are `enough`; None is a row without one."""
+    """Keep the first of equal prompts, until there are `enough`; None stands for a row without one."""
     kept: dict[bytes, Prompt] = {}
     duplicates = blank = 0
     for prompt in rows:
         if prompt is None:
             blank += 1
             continue
-        # Digests, not texts: a long text that was left out is not kept in memory.
+        # Digests rather than texts: long texts that are left out do not stay in memory.
         key = hashlib.sha256(" ".join(prompt.text.split()).encode()).digest()
         if key in kept:
             duplicates += 1

@@ -16,11 +16,11 @@ _OTHER_COLUMNS = ("caption", "text")
 
 
 class Prompt(NamedTuple):
-    """A prompt and what is known to be true of its picture.
+    """A prompt and the ground truth about its picture.
 
-    Args:
-        text: What the model is asked for.
-        labels: Attribute -> values, for example ``{"colour": ["red"]}``; ``{}`` where unknown.
+    Attributes:
+        text: the prompt itself.
+        labels: attribute -> values, for example `{"colour": ["red"]}`; `{}` where unknown.
     """
 
     text: str
@@ -28,17 +28,17 @@ class Prompt(NamedTuple):
 
 
 def read_dataset(source: str, column: str) -> Iterator[Prompt | None]:
-    """Stream a data set: nothing is downloaded but what is read.
+    """Stream a data set, downloading only what is read.
 
     Args:
-        source: ``owner/name/config:split``, the last two as needed, or a folder.
-        column: With the prompts; the default stands for others too, as in `read_prompts`.
+        source: `owner/name/config:split`, the last two optional, or a folder.
+        column: the one with the prompts; the default finds others too, as in `read_prompts`.
 
     Yields:
-        A prompt for each row; None where it is empty.
+        a prompt for each row; None where it is empty.
 
     Raises:
-        ValueError: If there is no such data set, split or column, or it is out of reach.
+        ValueError: there is no such data set, split or column, or it is unreachable.
     """
     datasets = _package("datasets", f"reading {source}")
     name, config, split = _dataset_name(source)
@@ -46,7 +46,9 @@ def read_dataset(source: str, column: str) -> Iterator[Prompt | None]:
         splits = datasets.load_dataset(name, config, streaming=True)
         data = splits.get(split or ("train" if len(splits) > 1 else next(iter(splits), "")))
         names = None if data is None else data.column_names or list(next(iter(data), {}))
-    except Exception as error:  # of many packages: of the hub, the network, each file format
+    except (
+        Exception
+    ) as error:  # the hub, the network and each file format raise errors of their own
         raise ValueError(_unreachable(source, error)) from error
     if data is None or names is None:
         raise ValueError(
@@ -139,7 +141,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Prompt | None]:
 
 
 def _dataset_name(source: str) -> tuple[str, str | None, str]:
-    """Take ``owner/name/config:split``, or a folder, apart; gives (name, config, split)."""
+    """Split `owner/name/config:split`, or a folder, into (name, config, split)."""
     if Path(source).is_dir():
         return source, None, ""
     name, _, split = source.partition(":")

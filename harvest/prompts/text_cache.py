@@ -23,12 +23,12 @@ class TextCache:
     """A folder beside the store, with a file for each shard that is still to be made.
 
     Args:
-        place: Where the store lies; for a URL the cache is in the working directory.
-        fingerprint: The store's: files of another store are not used.
+        place: where the store lies; for a URL the cache is in the working directory.
+        fingerprint: the store's; files of another store are not used.
     """
 
     def __init__(self, place: Location, fingerprint: str) -> None:
-        """Choose the folder; nothing is made yet."""
+        """Choose the folder; nothing is created yet."""
         beside = place.path or Path(str(place).rpartition("/")[2])
         self.folder = beside.with_name(f".{beside.name}.text")
         self._fingerprint = fingerprint
@@ -36,15 +36,15 @@ class TextCache:
     def fill(
         self, model: LoadedModel, prompts: Mapping[int, Sequence[str]], config: HarvestConfig
     ) -> None:
-        """Encode the prompts of the shards that are not there yet, in the batches of the harvest.
+        """Encode the prompts of the shards that have no file yet, in the batches of the harvest.
 
         Args:
-            model: A model with its text encoders.
-            prompts: Shard -> its prompts.
-            config: From `harvest.plan.make_plan`.
+            model: a model with its text encoders.
+            prompts: shard -> its prompts.
+            config: from `harvest.plan.make_plan`.
 
         Raises:
-            OSError: If they cannot be written, for instance because the disk is full.
+            OSError: they cannot be written, for instance because the disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [shard for shard in prompts if not self._valid(shard)]
@@ -67,11 +67,11 @@ class TextCache:
     def read(self, shard: int) -> dict[str, torch.Tensor]:
         """The encoded prompts of a shard, as `LoadedModel.encode` gives them, on the CPU."""
         with safe_open(self._file(shard), framework="pt") as file:
-            # Copied: matrix products may round otherwise on memory that a file's layout left unaligned.
+            # Copied: matrix products may round differently on memory that the file's layout left unaligned.
             return {name: file.get_tensor(name).clone() for name in _NAMES}
 
     def drop(self, shard: int) -> None:
-        """Remove a shard's file: the shard is in the store."""
+        """Remove a shard's file, once the shard is in the store."""
         self._file(shard).unlink(missing_ok=True)
 
     def close(self) -> None:

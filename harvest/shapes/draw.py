@@ -94,7 +94,7 @@ def sample_scene(
         pair_share: share of scenes with two objects.
 
     Returns:
-        The scene.
+        the scene.
 
     Raises:
         ValueError: `objects` or `held_out` is none of the above.
@@ -167,7 +167,7 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
         rng: draws everything the caption leaves open.
 
     Returns:
-        The picture, uint8 [64, 64, 3], and the object masks, bool [objects, 64, 64].
+        the picture, uint8 [64, 64, 3], and the object masks, bool [objects, 64, 64].
     """
     picture = np.empty((SIDE, SIDE, 3), np.float32)
     picture[:] = _jitter(BACKGROUNDS[scene.background], rng, 6)

@@ -1,6 +1,6 @@
 """The activation store: a Zarr v3 group with rows, prompts, pictures and statistics.
 
-Needs NumPy and zarr only, so that every package may read one.
+Needs NumPy, ml_dtypes and zarr only, so that every package may read one.
 """
 
 import lazy_loader

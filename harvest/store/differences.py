@@ -16,11 +16,11 @@ _BLOCK = 2**17
 class Difference(NamedTuple):
     """Sums over the rows of a site, by captured step, in float64.
 
-    Args:
-        rows: Rows, int64 [steps].
-        difference: ``sum ||a - b||^2``.
-        first: ``sum ||a||^2``.
-        cosines: Sum of the rows' cosines; two zero rows count as alike, one as at right angles.
+    Attributes:
+        rows: rows, int64 [steps].
+        difference: `sum ||a - b||^2`.
+        first: `sum ||a||^2`.
+        cosines: sum of the rows' cosines, which is 1 where both rows are zero and 0 where one is.
     """
 
     rows: np.ndarray
@@ -29,10 +29,10 @@ class Difference(NamedTuple):
     cosines: np.ndarray
 
     def error(self, step: int | None = None) -> float | None:
-        """``sqrt(sum ||a - b||^2 / sum ||a||^2)``; None where all of a is zero and b is not.
+        """`sqrt(sum ||a - b||^2 / sum ||a||^2)`; None where all of a is zero and b is not.
 
         Args:
-            step: A captured step, or None for all.
+            step: a captured step, or None for all.
         """
         chosen = slice(None) if step is None else step
         apart, size = float(self.difference[chosen].sum()), float(self.first[chosen].sum())
@@ -41,10 +41,10 @@ class Difference(NamedTuple):
         return 0.0 if apart == 0 else None
 
     def cosine(self, step: int | None = None) -> float:
-        """Mean over the rows of ``a . b / (||a|| ||b||)``.
+        """Mean over the rows of `a . b / (||a|| ||b||)`.
 
         Args:
-            step: A captured step, or None for all.
+            step: a captured step, or None for all.
         """
         chosen = slice(None) if step is None else step
         return float(self.cosines[chosen].sum() / max(int(self.rows[chosen].sum()), 1))
@@ -57,23 +57,23 @@ def compare_site(
     images: np.ndarray,
     *,
     at_once: int = 64 * 2**20,
-    told: Callable[[int], Any] = lambda count: None,
+    on_read: Callable[[int], Any] = lambda count: None,
 ) -> Difference:
     """Compare the rows of a site, a few images at a time.
 
     Args:
-        first: A store.
-        second: Another one, for which `check_alike` holds.
-        site: Name of the site.
-        images: Numbers of images that are finished in both, ascending.
-        at_once: Bytes of one store that are read at a time, about; at least one step of one image.
-        told: Called with the number of bytes read so far of both, after each block.
+        first: a store.
+        second: another one, for which `check_alike` holds.
+        site: name of the site.
+        images: numbers of images that are finished in both, ascending.
+        at_once: about how many bytes of one store are read at a time; at least one step of one image.
+        on_read: called after each block with the bytes that were read of both.
 
     Returns:
-        The sums.
+        the sums.
 
     Raises:
-        ValueError: If the data of one of them is damaged.
+        ValueError: the data of one of them is damaged.
     """
     _, steps, tokens, d = first.shape(site)
     image_bytes = steps * tokens * d * 2
@@ -89,7 +89,7 @@ def compare_site(
             for offset, step in enumerate(np.arange(steps)[part]):
                 rows = (values[:, offset].reshape(-1, d) for values in (a, b))
                 sums[:, step] += _sums(*rows)
-            told(a.size * 4)
+            on_read(a.size * 4)
     return Difference(np.full(steps, len(images) * tokens, np.int64), *sums)
 
 
@@ -97,13 +97,13 @@ def check_alike(first: Store, second: Store, sites: Sequence[str], others: Seque
     """Raise unless row i of one store and row i of the other are the same place in the same image.
 
     Args:
-        first: A store.
-        second: Another one.
-        sites: Sites of the first that are to be compared.
-        others: Sites of the second that are to be compared.
+        first: a store.
+        second: another one.
+        sites: sites of the first that are to be compared.
+        others: sites of the second that are to be compared.
 
     Raises:
-        ValueError: If they are not, naming what differs and both values.
+        ValueError: they are not; what differs is named, with both values.
     """
 
     def alike(what: str, one: Any, two: Any, more: str = "") -> None:
@@ -139,7 +139,7 @@ def check_alike(first: Store, second: Store, sites: Sequence[str], others: Seque
 
 
 def _sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``sum ||a - b||^2``, ``sum ||a||^2`` and the sum of cosines, over rows [n, d]."""
+    """`sum ||a - b||^2`, `sum ||a||^2` and the sum of cosines, over rows [n, d]."""
     sums = np.zeros(3)
     block = max(1, _BLOCK // a.shape[1])
     for start in range(0, len(a), block):

@@ -1,4 +1,4 @@
-"""Reading many images of a sharded array: several requests at a time, and none that takes a loss for zeros."""
+"""Reading many images of a sharded array, several requests at a time, without taking lost files for zeros."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def gather(
     """Read images in any order.
 
     Args:
-        array: A sharded zarr array [image, step, ...].
-        wanted: Numbers of the images.
-        steps: Places on the second axis, or None for all.
-        name: The array's name in its store.
-        place: Where the store lies.
+        array: a sharded zarr array [image, step, ...].
+        wanted: numbers of the images.
+        steps: places on the second axis, or None for all.
+        name: the array's name in its store.
+        place: where the store lies.
 
     Returns:
         [image, step, ...], in the order of `wanted` and `steps`.
 
     Raises:
-        ValueError: If what the disk holds of them is damaged, lost or out of reach.
+        ValueError: part of their data is damaged, missing or unreachable.
     """
     chosen = np.arange(array.shape[1]) if steps is None else steps
     out = np.empty((len(wanted), len(chosen), *array.shape[2:]), array.dtype)
@@ -42,7 +42,7 @@ def gather(
     ranked = wanted[order]
     chunk = ranked // array.chunks[0]
     cuts = np.diff(chunk) > 1  # a request for each run of neighbouring chunks
-    if place.path is not None:  # zarr's own buffers are then small, and used again
+    if place.path is not None:  # zarr's own buffers then stay small, and are reused
         image_bytes = out.nbytes // len(out)
         together = max(1, _REQUEST // (image_bytes * array.chunks[0]))
         cuts |= np.diff(chunk // together) > 0
@@ -74,7 +74,7 @@ def unreadable(what: str, place: Location, error: Exception) -> ValueError:
 def _read(
     array: Any, images: np.ndarray, steps: np.ndarray, out: np.ndarray, places: np.ndarray
 ) -> None:
-    """Read images, ascending, by zarr; straight into their places where those are neighbours too."""
+    """Read ascending images through zarr, straight into `out` where their places are neighbours too."""
     first, last = int(steps.min()), int(steps.max()) + 1
     low, high = int(images[0]), int(images[-1]) + 1
     region = slice(low, high), slice(first, last)

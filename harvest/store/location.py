@@ -19,16 +19,16 @@ _AT_ONCE = 16
 
 
 class Location:
-    """A place for a store, local or remote; ``str`` of it gives its name back.
+    """A place for a store, local or remote; `str` of it gives its name back.
 
     Args:
-        place: A folder, or a URL that obstore knows (``s3://``, ``gs://``, ``az://``, ``memory://``). Its
+        place: a folder, or a URL that obstore knows (`s3://`, `gs://`, `az://`, `memory://`). Its
             credentials and endpoint come from the environment, as usual for that service
-            (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...).
+            (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
     """
 
     def __init__(self, place: str | Path) -> None:
-        """Tell a URL from a folder; a URL that went through a ``Path`` lost a slash and gets it back."""
+        """Tell a URL from a folder; a URL that went through a `Path` lost a slash and gets it back."""
         text = os.fspath(place)
         match = _URL.match(text)
         if match and len(match.group(1)) > 1:
@@ -42,10 +42,10 @@ class Location:
         return self.url or str(self.path)
 
     def zarr(self, *, read_only: bool = False) -> Any:
-        """The place as zarr takes it.
+        """The place in the form that zarr accepts.
 
         Raises:
-            ValueError: If it is a URL and obstore is not installed or does not know it.
+            ValueError: obstore, which URLs need, is not installed or does not know this one.
         """
         if self.path is not None:
             return self.path
@@ -55,7 +55,7 @@ class Location:
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """What reads and writes raise where the place is full, out of reach or not ours."""
+        """What reads and writes raise where the place is full, unreachable or forbidden."""
         if self.path is not None:
             return (OSError,)
         from obstore.exceptions import BaseError
@@ -63,7 +63,7 @@ class Location:
         return OSError, BaseError
 
     def exists(self) -> bool:
-        """Whether anything lies there."""
+        """Whether there is anything."""
         if self.path is not None:
             return self.path.exists()
         objects = self._objects
@@ -73,7 +73,7 @@ class Location:
             raise OSError(f"{self} cannot be listed: {first_line(error)}") from error
 
     def holds(self, key: str) -> bool:
-        """Whether a file of this name, such as ``sites/double.2.img/c/0/0/0/0``, lies there."""
+        """Whether a file of this name, such as `sites/double.2.img/c/0/0/0/0`, lies there."""
         if self.path is not None:
             return (self.path / key).is_file()
         from obstore.exceptions import NotFoundError
@@ -85,7 +85,7 @@ class Location:
         return True
 
     def files(self, folder: str = "") -> Iterator[str]:
-        """Names of all files in a folder there and in those below, from that folder on."""
+        """Names of all files in a folder and below it, relative to that folder."""
         if self.path is not None:
             top = self.path / folder
             yield from (
@@ -97,7 +97,7 @@ class Location:
             yield from (entry["path"].removeprefix(start) for entry in batch)
 
     def put(self, files: Mapping[str, bytes]) -> None:
-        """Write files there by name; when this ends or fails, nothing is being written any more."""
+        """Write files by name; once this returns or raises, no write is still under way."""
         if self.path is not None:
             for key, data in files.items():
                 file = self.path / key
@@ -109,7 +109,7 @@ class Location:
                 pass
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove files there by name."""
+        """Remove files by name."""
         if self.path is not None:
             for key in keys:
                 (self.path / key).unlink()
@@ -130,7 +130,7 @@ class Location:
         return Location(f"{self}{ending}")
 
     def write_text(self, text: str) -> None:
-        """Write a text file there at once: the old one or the new one, never half of it."""
+        """Replace a text file at once: there is the old one or the new one, never half of it."""
         if self.path is None:
             folder, _, name = str(self.url).rpartition("/")
             try:
@@ -162,6 +162,6 @@ class Location:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its type."""
+    """The first line of an error's message, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -2,7 +2,7 @@
 
     sites/<site>            [image, step, token, d]      bfloat16 as its bits in uint16, sharded, crc32c
     statistics/<site>       [shard, step, statistic, d]  sum, sum of squares, min, max of each shard
-    norms/<site>            [shard, step, bin]           how many rows have which norm
+    norms/<site>            [shard, step, bin]           histogram of the rows' norms
     images/prompt labels seed split done word picture    one entry an image
     images/picked_img picked_txt [image, token]          positions of the tokens, where only a sample is kept
     steps/sigma timestep number                          one entry a captured step
@@ -37,13 +37,13 @@ def open_store(path: str | Path) -> Store:
     """Open an activation store for reading.
 
     Args:
-        path: Its folder, or its URL (``s3://``, ``gs://``, ...; needs obstore).
+        path: its folder, or its URL (`s3://`, `gs://`, ...; needs obstore).
 
     Returns:
-        The store. What is done is read now: a store that grows is opened again.
+        the store. Open it again to see images that were finished since.
 
     Raises:
-        ValueError: If it is not a store, is of a newer version, or is mixed from several.
+        ValueError: it is not a store, is of a newer version, or is mixed from several.
     """
     place = Location(path)
     again = "make one with `jaxdict harvest --out ...`"
@@ -80,14 +80,14 @@ class Store:
     """An activation store, read only; see `open_store`.
 
     Attributes:
-        path: Its folder (or its URL, as text).
-        group: The zarr group.
-        attrs: Its attributes: model, scheduler, guidance, resolution, config and its own.
+        path: its folder (or its URL, as text).
+        group: the zarr group.
+        attrs: its attributes: model, scheduler, guidance, resolution, config and its own.
         fingerprint: SHA-256 in hex of what defines its contents.
-        sites: Names of its sites, in the order of the model.
-        images: Number of images.
-        steps: Number of captured denoising steps.
-        sampled: Whether only a sample of each image's tokens is kept.
+        sites: names of its sites, in the order of the model.
+        images: number of images.
+        steps: number of captured denoising steps.
+        sampled: whether only a sample of each image's tokens is kept.
         grid: (h, w) of the image tokens; token t lies at y = t // w, x = t % w.
     """
 
@@ -114,15 +114,15 @@ class Store:
         """Read activations.
 
         Args:
-            site: One of ``sites``.
-            images: A slice, an integer array or a boolean mask of images.
+            site: one of `sites`.
+            images: a slice, an integer array or a boolean mask of images.
             steps: None for all, or as `images`, of steps.
 
         Returns:
             float32 [image, step, token, d], exactly the stored bfloat16 values.
 
         Raises:
-            ValueError: If the site is not in the store, an image is out of range or not harvested
+            ValueError: the site is not in the store, an image is out of range or not harvested
                 yet, or the data on the disk is damaged.
         """
         return from_bits(self.read_bits(site, images, steps))
@@ -146,7 +146,7 @@ class Store:
         return gather(self._array(name), wanted, name=name, place=self.place)
 
     def indices(self, split: str = "all") -> np.ndarray:
-        """Images that are done: of ``train``, of ``validation`` or of ``all``; int64, ascending."""
+        """Images that are done: of `train`, of `validation` or of `all`; int64, ascending."""
         if split not in ("all", *_SPLITS):
             raise ValueError(f"expected train, validation or all, got {split!r}")
         mask = self.done if split == "all" else self.done & (self.split == _SPLITS[split])
@@ -165,11 +165,11 @@ class Store:
         """Statistics of a site over all rows that are done (both splits).
 
         Args:
-            site: One of ``sites``.
-            step: Place on the axis of captured steps, or None for all.
+            site: one of `sites`.
+            step: place on the axis of captured steps, or None for all.
 
         Raises:
-            ValueError: If the site is not in the store or nothing is done yet.
+            ValueError: the site is not in the store or nothing is done yet.
         """
         _, steps, tokens, _ = self.shape(site)
         done = self._finished_shards()
@@ -183,7 +183,7 @@ class Store:
         return Statistics(count, total / count, square / count, low, high)
 
     def norms(self, site: str) -> Norms:
-        """How many rows of a site have which norm, by captured step; as `statistics`."""
+        """Histogram of the norms of a site's rows, by captured step; raises as `statistics` does."""
         self._known(site)
         done = self._finished_shards()
         return Norms(NORM_EDGES, self._all(f"norms/{site}")[done].sum(0))
@@ -216,7 +216,7 @@ class Store:
 
     @cached_property
     def labels(self) -> list[dict[str, list[str]]]:
-        """Ground-truth tags of each image, attribute -> values; ``{}`` where unknown."""
+        """Ground-truth tags of each image, attribute -> values; `{}` where unknown."""
         return [json.loads(text) for text in self._column("labels").tolist()]
 
     @cached_property
@@ -242,7 +242,7 @@ class Store:
         return self._all("steps/timestep")
 
     def content(self) -> dict[str, Any]:
-        """What defines the store, as `StoreSpec.content` gives it."""
+        """What defines the store, as `StoreSpec.content` returns it."""
         plain = {key: value for key, value in self.attrs.items() if key not in _OWN}
         plain["words"] = None if plain["words"] is None else self.words
         return {

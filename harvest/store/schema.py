@@ -15,7 +15,7 @@ FORMAT = "jaxdict-activations"
 VERSION = 2
 COMPRESSIONS = ("none", "zstd")
 TARGET_CHUNK = 1_500_000
-"""Bytes of an inner chunk aimed at: large enough to read fast, small enough to read little."""
+"""Target size of an inner chunk in bytes: large enough to read fast, small enough to read little."""
 
 _RESERVED = (
     *("format", "version", "fingerprint", "images", "steps", "images_per_shard", "grid"),
@@ -29,30 +29,30 @@ _UNCOMPARED = ("versions",)
 class StoreSpec:
     """Everything that defines a store's contents, known before the first activation.
 
-    Args:
-        sites: Site -> (tokens, d).
-        images: Number of images.
-        steps: Number of captured denoising steps.
-        prompts: Prompt of each image.
-        seeds: Seed of each image.
+    Attributes:
+        sites: site -> (tokens, d).
+        images: number of images.
+        steps: number of captured denoising steps.
+        prompts: prompt of each image.
+        seeds: seed of each image.
         split: 0 (train) or 1 (validation) for each image.
-        labels: Ground-truth tags of each image, attribute -> values; ``{}`` where unknown.
-        sigmas: Noise level of each captured step, in [0, 1].
-        timesteps: The scheduler's timestep of each captured step.
+        labels: ground-truth tags of each image, attribute -> values; `{}` where unknown.
+        sigmas: noise level of each captured step, in [0, 1].
+        timesteps: the scheduler's timestep of each captured step.
         grid: (h, w) of the image tokens; token t lies at y = t // w, x = t % w.
-        words: Text token strings of each image, or None where there are none.
+        words: text token strings of each image, or None where there are none.
         picture: (height, width) of the pictures in pixels, or None to keep no pictures.
-        attrs: Further attributes (model, scheduler, guidance, resolution, config), JSON-able.
-        images_per_shard: Images that are written, and resumed, together.
-        denoising_steps: Denoising steps of an image, captured or not; 0 means `steps`.
-        step_numbers: Which of them each captured step is, ascending; empty means the first `steps`.
-        positions: Stream -> positions [images, tokens] of the tokens that are kept of each image, ascending;
-            a stream that is not named is kept whole.
-        chunk_bytes: Bytes of an inner chunk aimed at.
-        compress: ``none``, or ``zstd`` (Zstandard after a byte shuffle).
+        attrs: further attributes (model, scheduler, guidance, resolution, config), JSON-able.
+        images_per_shard: images that are written, and resumed, together.
+        denoising_steps: denoising steps of an image, captured or not; 0 means `steps`.
+        step_numbers: which of them each captured step is, ascending; empty means the first `steps`.
+        positions: stream -> positions [images, tokens] of the tokens that are kept of each image, ascending;
+            other streams are kept whole.
+        chunk_bytes: target size of an inner chunk in bytes.
+        compress: `none`, or `zstd` (Zstandard after a byte shuffle).
 
     Raises:
-        ValueError: If the lengths disagree, naming the field.
+        ValueError: the lengths disagree, naming the field.
     """
 
     sites: Mapping[str, tuple[int, int]]
@@ -135,7 +135,7 @@ class StoreSpec:
         return tuple(int(n) for n in self.step_numbers) or tuple(range(self.steps))
 
     def content(self) -> dict[str, Any]:
-        """Everything above as plain JSON values (tuples are lists)."""
+        """All fields as plain JSON values (tuples are lists)."""
         plain = {
             "sites": {name: [int(n) for n in shape] for name, shape in self.sites.items()},
             "images": int(self.images),
@@ -172,7 +172,7 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     """Digest of what defines a store's contents.
 
     Args:
-        content: From ``StoreSpec.content``; ``versions`` in it does not count.
+        content: from `StoreSpec.content`; `versions` in it does not count.
 
     Returns:
         SHA-256 of the canonical JSON text, in hex.
@@ -191,9 +191,9 @@ def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any]
     """Find where two JSON values differ.
 
     Args:
-        old: One value.
-        new: The other value.
-        name: Dotted path of both, so far.
+        old: one value.
+        new: the other value.
+        name: dotted path of both, so far.
 
     Returns:
         (path, old value, new value) of the first difference, or None.
@@ -219,12 +219,12 @@ def chunk_shape(
     """Inner chunk of a shard: whole rows, then tokens, steps, images, near `target` bytes.
 
     Args:
-        shape: Shape of the shard, with the width last.
-        itemsize: Bytes of one value.
-        target: Bytes of the chunk aimed at.
+        shape: shape of the shard, with the width last.
+        itemsize: bytes of one value.
+        target: target size of the chunk in bytes.
 
     Returns:
-        A shape that divides ``shape``.
+        a shape that divides `shape`.
     """
     chunk = [1] * len(shape)
     chunk[-1] = shape[-1]

@@ -20,12 +20,12 @@ _BLOCK = 2**17
 class Statistics(NamedTuple):
     """Statistics of the rows of one site, in float64.
 
-    Args:
-        count: Number of rows n.
-        mean: ``sum x / n``, [d], in units of the activation.
-        second: Mean of squares ``sum x^2 / n``, [d].
-        min: Smallest value, [d].
-        max: Largest value, [d].
+    Attributes:
+        count: number of rows n.
+        mean: `sum x / n`, [d], in units of the activation.
+        second: mean of squares `sum x^2 / n`, [d].
+        min: smallest value, [d].
+        max: largest value, [d].
     """
 
     count: int
@@ -36,12 +36,12 @@ class Statistics(NamedTuple):
 
     @property
     def variance(self) -> np.ndarray:
-        """Variance of each dimension over the rows, ``second - mean^2`` (never below 0), [d]."""
+        """Variance of each dimension over the rows, `second - mean^2` (never below 0), [d]."""
         return np.maximum(self.second - self.mean**2, 0.0)
 
     @property
     def norm(self) -> float:
-        """Root mean square of the rows' norms, ``sqrt(sum_d second)``."""
+        """Root mean square of the rows' norms, `sqrt(sum_d second)`."""
         return float(np.sqrt(self.second.sum()))
 
     @property
@@ -51,11 +51,11 @@ class Statistics(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """How many rows of a site have which norm, by step.
+    """Histogram of the norms of a site's rows, by step.
 
-    Args:
-        edges: Edges of the bins, float64 [bins + 1]; a norm on an edge counts above it.
-        counts: Rows in each bin, int64 [steps, bins].
+    Attributes:
+        edges: edges of the bins, float64 [bins + 1]; a norm on an edge counts above it.
+        counts: rows in each bin, int64 [steps, bins].
     """
 
     edges: np.ndarray
@@ -65,11 +65,11 @@ class Norms(NamedTuple):
         """Norm below which a share `q` of the rows lies, to the width of a bin (an eighth of an octave).
 
         Args:
-            q: Share in [0, 1].
-            step: A captured step, or None for all.
+            q: share in [0, 1].
+            step: a captured step, or None for all.
 
         Raises:
-            ValueError: If there is no row.
+            ValueError: there is no row.
         """
         counts = self._of(step)
         total = counts.sum()
@@ -103,7 +103,7 @@ def summarize(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bits: bfloat16 bits, uint16 [image, step, token, d].
 
     Returns:
-        Sum, sum of squares, min and max over images and tokens, float64 [step, 4, d], and the number
+        sum, sum of squares, min and max over images and tokens, float64 [step, 4, d], and the number
         of rows in each bin of `NORM_EDGES`, int64 [step, bins]. Values that are not finite show in the sums.
     """
     parts = [

@@ -1,4 +1,4 @@
-"""Scanning an activation store: every chunk is read, so that each checksum is tested, and recomputed."""
+"""Scanning an activation store: every chunk is read, which tests its checksum, and the statistics are recomputed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _TOLERANCE = 1e-9
 """Sums may differ by this share: another machine adds in another order."""
 _LARGE = ("sites", "statistics", "norms")
 _BY_SHARD = ("statistics", "norms", "shards")
-"""Rooms whose arrays have a shard's number as their first axis."""
+"""Groups whose arrays have a shard's number as their first axis."""
 
 
 def verify_store(store: Store, *, progress: bool = True) -> list[str]:
-    """Read all that a store holds, and see that it is whole.
+    """Read everything in a store and check that it is sound.
 
-    Tested are the checksum of every chunk; that each finished shard has its stamp and all its
+    Checked are the checksum of every chunk; that each finished shard has its stamp and all its
     files; that activations are finite; that the statistics are those of the activations (counts of
     norms, smallest and largest values exactly, sums up to 1e-9); that the fingerprint is that of the
     attributes, prompts and seeds. Shards that are not finished are left alone: a harvest makes them
     again. At most one shard of one site is in memory.
 
-    A damaged shard is made again by the same harvest command once its file ``images/done/c/<shard>``
+    A damaged shard is made again by the same harvest command once its file `images/done/c/<shard>`
     is deleted.
 
     Args:
-        store: The store.
-        progress: Show a progress bar, in bytes before compression.
+        store: the store.
+        progress: show a progress bar, in bytes before compression.
 
     Returns:
-        The problems, one line each; none if the store is sound.
+        the problems, one line each; none if the store is sound.
     """
     scan = _Scan(store)
     problems = scan.small_arrays()
@@ -62,7 +62,7 @@ def verify_store(store: Store, *, progress: bool = True) -> list[str]:
 
 
 class _Scan:
-    """One scan: which arrays there are, which of their files, and what was read of the marks."""
+    """One scan: the store's arrays, their files, and the marks that could be read."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -87,7 +87,7 @@ class _Scan:
             for place, region in _blocks(array):
                 try:
                     block = np.asarray(array[region])
-                except Exception as error:  # whatever a codec raises is what was looked for
+                except Exception as error:  # whatever a codec raises is a finding
                     problems.append(self.damaged(name, place, error))
                 else:
                     if values is not None:
@@ -97,7 +97,7 @@ class _Scan:
         return problems or self._origin()
 
     def marks(self) -> list[str]:
-        """Done flags against stamps. A stamp without flags is where a harvest was cut off."""
+        """Compare done flags with stamps; a stamp without flags is where a harvest was interrupted."""
         problems = []
         own = np.uint64(stamp(self.store.fingerprint))
         for shard in range(self.shards):
@@ -185,7 +185,7 @@ class _Scan:
         return f"shard {shard} ({_range(where.start, where.stop)})"
 
     def key(self, name: str, place: tuple[int, ...]) -> str:
-        """The file of a chunk (of a shard, where there are some), within the store."""
+        """File of a chunk (of a shard, if the array is sharded) within the store."""
         return f"{name}/{self.arrays[name].metadata.encode_chunk_key(place)}"
 
     def damaged(self, name: str, place: tuple[int, ...], error: Exception, images: str = "") -> str:
@@ -194,10 +194,10 @@ class _Scan:
         return f"{where} cannot be read: {self.key(name, place)} is damaged ({_line(error)})"
 
     def _where(self, name: str, place: tuple[int, ...]) -> str:
-        room = name.partition("/")[0]
-        if room in _BY_SHARD:
+        group = name.partition("/")[0]
+        if group in _BY_SHARD:
             return f"{name}, {self.name(place[0])}"
-        if room in ("sites", "images"):
+        if group in ("sites", "images"):
             size = (self.arrays[name].shards or self.arrays[name].chunks)[0]
             start = place[0] * size
             return f"{name}, {_range(start, min(start + size, self.store.images))}"
@@ -229,12 +229,12 @@ class _Scan:
 
     def _needed(self, name: str, shard: int) -> bool:
         """Whether an array must have a file for a finished shard: not where all of it is zero."""
-        room, _, site = name.partition("/")
-        if room not in ("sites", "statistics"):
+        group, _, site = name.partition("/")
+        if group not in ("sites", "statistics"):
             return True
         try:
             counts = np.asarray(self.arrays[f"norms/{site}"][shard])
-        except Exception:  # told when the norms are read
+        except Exception:  # reported when the norms are read
             return True
         return bool(counts[:, 1:].any())
 
@@ -272,7 +272,7 @@ class _Scan:
         )
 
     def _origin(self) -> list[str]:
-        """Whether attributes, prompts, seeds and so on are those that the store was made with."""
+        """Check that attributes, prompts, seeds and so on are those that the store was made with."""
         store = self.store
         try:
             found = fingerprint(store.content())
@@ -312,7 +312,7 @@ class _Scan:
 
 
 def _blocks(array: Any) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """The chunks (shards, where there are some) of an array: place in the grid, and region."""
+    """Chunks of an array, or its shards if it is sharded: place in the grid, and region."""
     size = array.shards or array.chunks
     grid = [range(-(-n // c)) for n, c in zip(array.shape, size, strict=True)]
     for place in itertools.product(*grid):

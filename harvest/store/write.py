@@ -1,4 +1,4 @@
-"""Writing an activation store: shard by shard, each one whole or not there at all."""
+"""Writing an activation store: shard by shard, each complete or absent."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ _GROUP = "zarr.json"
 
 
 def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
-    """Create a store, or go on with an identical one.
+    """Create a store, or continue an identical one.
 
     On a disk the empty store is made in a folder beside `path` and then moved there; elsewhere its attributes are
     written last. So a kill leaves no store or a whole one.
 
     Args:
-        path: Folder or URL of the store.
-        spec: What it holds.
+        path: folder or URL of the store.
+        spec: what it holds.
 
     Returns:
-        A writer; ``pending()`` lists what is still missing.
+        a writer; `pending()` lists what is still missing.
 
     Raises:
-        ValueError: If `path` holds a different store (naming the field and both values) or
+        ValueError: `path` holds a different store (naming the field and both values) or
             something else.
     """
     place = Location(path)
@@ -74,7 +74,7 @@ def _create_local(path: Path, spec: StoreSpec) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise OSError(f"{error.filename} is, or lies in, a file and not a folder") from error
-    draft = _draft(path)
+    draft = _draft(path)  # always the same name, so that the next run removes what a kill left
     shutil.rmtree(draft, ignore_errors=True)
     Location(draft).put(_files(spec))
     os.replace(draft, path)
@@ -90,7 +90,7 @@ def _create_remote(place: Location, spec: StoreSpec) -> None:
             attrs = zarr.open_group(place.zarr(read_only=True), mode="r").attrs
         except FileNotFoundError as error:
             raise ValueError(f"expected --out to be an empty place, got {place}") from error
-        if "draft" not in attrs:  # a kill came while it was made
+        if "draft" not in attrs:  # a draft is what a kill left while the store was made
             return _refuse_other(place, spec)
     draft: dict[str, Any] = {}
     zarr.create_group(MemoryStore(draft), attributes={"format": FORMAT, "draft": True})
@@ -116,7 +116,7 @@ class StoreWriter:
         """Numbers of the shards that are not done.
 
         Raises:
-            ValueError: If the flags that say so cannot be read.
+            ValueError: the flags that say so cannot be read.
         """
         try:
             done = np.asarray(self._array("images/done")[:], bool)
@@ -141,15 +141,15 @@ class StoreWriter:
         """Write one shard, its statistics, then its done flag. Writing it again changes nothing.
 
         Args:
-            shard: Its number.
-            activations: Site -> [images of the shard, step, token, d]; floats are rounded to
+            shard: its number.
+            activations: site -> [images of the shard, step, token, d]; floats are rounded to
                 bfloat16 (nearest, ties to even), uint16 are bfloat16 bits.
             pictures: uint8 [images of the shard, H, W, 3], or None if the store keeps none.
 
         Raises:
-            ValueError: If a site is missing or too many, a shape is wrong, or a value is not finite
+            ValueError: a site is missing or too many, a shape is wrong, or a value is not finite
                 (naming site, step and prompt). Nothing is marked done then.
-            OSError: If it cannot be written, for instance because the disk is full. Shards written
+            OSError: it cannot be written, for instance because the disk is full. Shards written
                 before stay as they are.
         """
         spec, where = self.spec, self.images_of(shard)
@@ -188,18 +188,18 @@ class StoreWriter:
             ) from error
 
     def sweep(self) -> None:
-        """Remove what a kill left half written; only for a store of which nothing is pending."""
+        """Remove what a kill left half written, unless a shard is still pending."""
         if self.place.path is not None and not self.pending():
             for leftover in self.place.path.rglob("*.partial"):
                 leftover.unlink(missing_ok=True)
 
     def _array(self, name: str) -> Any:
-        # Zeros are written too: a missing file is then always a loss.
+        # Zeros are written too, so that a missing file always means a loss.
         with zarr.config.set({"array.write_empty_chunks": True}):
             return self._group[name]
 
     def _refuse(self, bits: Mapping[str, np.ndarray], start: int) -> None:
-        """Raise a ValueError that names where the first value that is not finite came up."""
+        """Raise a ValueError that says where the first value is that is not finite."""
         places = []
         for order, (site, values) in enumerate(bits.items()):
             broken = ~finite(values).all((2, 3))
@@ -245,9 +245,9 @@ def _short(value: Any) -> str:
 
 
 def _files(spec: StoreSpec) -> dict[str, bytes]:
-    """The whole store by file, without any activation.
+    """The files of a store that holds no activations yet.
 
-    It is made in memory, as zarr itself goes on with other requests after one has failed.
+    They are made in memory, because zarr carries on with other requests after one has failed.
     """
     made: dict[str, Any] = {}
     content = spec.content()
@@ -256,7 +256,7 @@ def _files(spec: StoreSpec) -> dict[str, bytes]:
     n, per_shard = spec.images, spec.images_per_shard
     checked = {"filters": None, "compressors": (Crc32cCodec(),)}
     rows = checked
-    if spec.compress == "zstd":  # the bytes of bfloat16 apart: exponents repeat, mantissas do not
+    if spec.compress == "zstd":  # exponents repeat, mantissas do not: their bytes are kept apart
         shuffled = BloscCodec(typesize=2, cname="zstd", clevel=3, shuffle="shuffle")
         rows = {"filters": None, "compressors": (shuffled, Crc32cCodec())}
     packed = {"compressors": (ZstdCodec(), Crc32cCodec())}

@@ -35,7 +35,7 @@ def redraw(
         batch: pictures in one forward pass.
 
     Returns:
-        Latents [count, 4, 16, 16] as the transformer sees them, and pictures, float32 [count, 3, 64, 64] in [-1, 1].
+        latents [count, 4, 16, 16] as the transformer sees them, and pictures, float32 [count, 3, 64, 64] in [-1, 1].
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -62,7 +62,7 @@ def test_errors_and_cosines_are_those_of_all_rows_at_once(pair, site, images, at
     first, second = pair
     images = np.array(images)
     seen = []
-    found = compare_site(first, second, site, images, at_once=at_once, told=seen.append)
+    found = compare_site(first, second, site, images, at_once=at_once, on_read=seen.append)
     a, b = first.read(site, images), second.read(site, images)
     assert sum(seen) == 2 * 2 * a.size
     assert found.rows.tolist() == [len(images) * SITES[site][0]] * 3
