@@ -23,9 +23,18 @@ def write_planted_store(
     validation: int = 5,
     more: dict[str, tuple[int, int]] | None = None,
 ) -> Path:
-    """Write the store; every `validation`-th image is held out (0: none).
+    """Write the store.
 
-    `more` names further sites, with their tokens and width: the same codes of other atoms.
+    Args:
+        path: its folder.
+        images: number of images.
+        steps: captured steps.
+        grid: rows and columns of image tokens.
+        d: width of a row at `SITE`.
+        true: number of planted atoms.
+        seed: of everything random.
+        validation: every so many-th image is held out; 0 for none.
+        more: further sites -> tokens and width; their rows have the same codes on other atoms.
     """
     more = more or {}
     rng = np.random.default_rng(seed)
