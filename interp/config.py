@@ -1,6 +1,6 @@
-"""Settings of the interpretation room's verbs: one frozen dataclass a verb, checked when it is made.
+"""Settings of `interp index` and `interp report`: one frozen dataclass a verb, checked when it is made.
 
-Imports neither torch nor jax, so that `--help` is quick.
+Imports neither torch nor NumPy, so that `--help` is quick.
 """
 
 from __future__ import annotations

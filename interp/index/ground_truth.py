@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 POOLINGS = ("max", "mean")
 LEAST = 3
@@ -70,6 +69,9 @@ def auroc(values: np.ndarray, has: np.ndarray) -> np.ndarray:
     Returns:
         Float64 [c, t]; NaN where p or q is zero.
     """
+    # Here, because it takes long to import and a store without labels never needs it.
+    from scipy.stats import rankdata
+
     positive = has.sum(0).astype(np.float64)
     negative = has.shape[0] - positive
     total = rankdata(values, axis=0).T @ has.astype(np.float64)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 AMBER = (255, 176, 32)
 """Colour of the contour at half maximum and of source patches."""
@@ -85,8 +84,15 @@ def contour(field: np.ndarray, *, level: float = 0.5, width: int = 1) -> np.ndar
     The rim of the picture is no edge.
     """
     inside = field >= level
-    # An erosion by a square; SciPy's filter of bytes is faster than its `binary_erosion`.
-    core = ndimage.minimum_filter(inside.view(np.uint8), 2 * width + 1).view(bool)
+    core = inside
+    for axis in (0, 1):
+        # Erosion by shifts, one axis at a time: at a report's usual size faster than SciPy's filters and their import.
+        before = np.moveaxis(core, axis, 0)
+        after = before.copy()
+        for shift in range(1, width + 1):
+            after[shift:] &= before[:-shift]
+            after[:-shift] &= before[shift:]
+        core = np.moveaxis(after, 0, axis)
     return inside & ~core
 
 
