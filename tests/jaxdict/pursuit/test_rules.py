@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp
-from tests.jaxdict.pursuit.test_pursuit import codes_of, problem, unsorted
 
 from jaxdict.codes.codes import decode
 from jaxdict.pursuit import (
@@ -20,6 +19,7 @@ from jaxdict.pursuit import (
     orthogonal_matching_pursuit,
     prepare_atoms,
 )
+from tests.jaxdict.pursuit.test_pursuit import codes_of, problem, unsorted
 from tests.reference import pursuit as reference
 
 PURSUITS = {
