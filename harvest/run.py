@@ -73,7 +73,12 @@ def _harvest(plan: Plan, model: LoadedModel, asked: HarvestConfig, ranks: Ranks)
     cache = None
     if config.offload == "text" and own:
         cache = TextCache(place, writer.fingerprint)
-        cache.fill(model, {n: spec.prompts[writer.images_of(n)] for n in own}, config)
+        cache.fill(
+            model,
+            {n: spec.prompts[writer.images_of(n)] for n in own},
+            batch=config.batch,
+            max_sequence_length=config.max_sequence_length,
+        )
         model = _load(asked, "image", instead_of=model)
     made = fill(writer, plan, model, shards=own, cache=cache, quiet=ranks.rank > 0)
     ranks.wait()
@@ -194,10 +199,9 @@ class _ShardMaker:
         bar: tqdm,
         copiers: ThreadPoolExecutor,
     ) -> None:
-        self.config, self.spec, _ = plan
-        self.model, self.capture = model, capture
+        self.config, spec, _ = plan
+        self.spec, self.model, self.capture = spec, model, capture
         self.bar, self.copiers = bar, copiers
-        spec = self.spec
         self.rows = sum(tokens for tokens, _ in spec.sites.values()) * spec.steps
         values = sum(tokens * d for tokens, d in spec.sites.values()) * spec.steps
         self.megabytes = values * 2 / 1e6

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from harvest.atomic import whole_file
-from harvest.config import HarvestConfig
 from harvest.models import LoadedModel
 from harvest.store import Location, first_line
 
@@ -34,14 +33,20 @@ class TextCache:
         self._fingerprint = fingerprint
 
     def fill(
-        self, model: LoadedModel, prompts: Mapping[int, Sequence[str]], config: HarvestConfig
+        self,
+        model: LoadedModel,
+        prompts: Mapping[int, Sequence[str]],
+        *,
+        batch: int,
+        max_sequence_length: int,
     ) -> None:
         """Encode the prompts of the shards that have no file yet, in the batches of the harvest.
 
         Args:
             model: a model with its text encoders.
             prompts: shard -> its prompts.
-            config: from `harvest.plan.make_plan`.
+            batch: prompts that are encoded together, as many as images are made together.
+            max_sequence_length: length of the text in T5 tokens.
 
         Raises:
             OSError: they cannot be written, for instance because the disk is full.
@@ -51,8 +56,8 @@ class TextCache:
         for shard in tqdm(missing, desc="text", unit="shard"):
             texts = prompts[shard]
             parts = [
-                model.encode(texts[first : first + config.batch], config.max_sequence_length)
-                for first in range(0, len(texts), config.batch)
+                model.encode(texts[first : first + batch], max_sequence_length)
+                for first in range(0, len(texts), batch)
             ]
             whole = {name: torch.cat([part[name].cpu() for part in parts]) for name in _NAMES}
             try:
