@@ -45,6 +45,7 @@ VERBS: dict[str, Verb] = {
         "jaxdict.inspect.config:InspectConfig",
         "jaxdict.inspect.inspect:inspect",
         "what a store, a run or a dictionary holds",
+        extra="interp",
     ),
     "train sae": Verb(
         "jaxdict.sae.config:TrainSAEConfig",

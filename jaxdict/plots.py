@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,11 @@ MISSING = "matplotlib is not installed (pip install 'jaxdict[interp]')"
 
 def available() -> bool:
     """Whether matplotlib is installed; without it, what is measured is written all the same."""
-    return importlib.util.find_spec("matplotlib") is not None
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def quiet(axes: Axes, *, title: int) -> None:

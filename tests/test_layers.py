@@ -1,101 +1,358 @@
-"""The rooms' rules: who may import whom, and what stays light."""
+"""The house: which room may import which, what stays light, and how large a file or a room may be."""
+
+from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from jaxdict import cli
+from tests.imports import (
+    PACKAGES,
+    ROOT,
+    edges,
+    face,
+    files,
+    imports,
+    is_room,
+    module_of,
+    own_imports,
+)
 
-ROOT = Path(__file__).parent.parent
-ROOMS = ("harvest", "jaxdict", "steer", "interp")
 HEAVY = {"torch", "jax", "flax", "optax", "orbax", "diffusers", "transformers", "bitsandbytes"}
 TORCH = {"torch", "diffusers", "transformers", "bitsandbytes", "accelerate"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
-MAY_IMPORT = {
-    "harvest": set(),
-    "jaxdict": {"harvest.store"},
-    "steer": {"harvest.sites", "harvest.models", "jaxdict.dictionary"},
-    "interp": {
-        "harvest.sites",
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "harvest.atomic": (),
+    "harvest.flags": (),
+    "harvest.sites": (),
+    "harvest.units": (),
+    "jaxdict.codes": (),
+    "jaxdict.devices": (),
+    "jaxdict.flags": (),
+    "jaxdict.tables": (),
+    "steer.pursuit": (),
+    "interp": (),
+    "harvest.config": ("harvest.flags",),
+    "harvest.shapes": ("harvest.atomic",),
+    "harvest.store": (
+        "harvest.atomic",
+        "harvest.units",
+    ),
+    "jaxdict.cli": (
+        "jaxdict.devices",
+        "jaxdict.flags",
+    ),
+    "jaxdict.plots": ("harvest.atomic",),
+    "jaxdict.pursuit": (
+        "jaxdict.codes",
+        "jaxdict.devices",
+    ),
+    "steer.config": ("harvest.flags",),
+    "interp.config": ("harvest.flags",),
+    "harvest.models": (
+        "harvest.shapes",
+        "harvest.store",
+    ),
+    "harvest.shapes.training": (
+        "harvest.atomic",
+        "harvest.shapes",
+    ),
+    "jaxdict": ("jaxdict.cli",),
+    "jaxdict.demo": (
+        "harvest.atomic",
+        "harvest.flags",
+        "harvest.store",
+        "jaxdict.cli",
+    ),
+    "jaxdict.dictionary": (
+        "harvest.atomic",
+        "jaxdict.codes",
+        "jaxdict.devices",
+        "jaxdict.pursuit",
+    ),
+    "jaxdict.rows": (
+        "harvest.atomic",
+        "harvest.flags",
+        "jaxdict.flags",
+        "harvest.store",
+    ),
+    "steer.edits": ("steer.config",),
+    "harvest.prompts": (
+        "harvest.atomic",
+        "harvest.shapes",
         "harvest.store",
         "harvest.models",
+    ),
+    "jaxdict.metrics": (
+        "jaxdict.codes",
+        "jaxdict.pursuit",
+        "jaxdict.dictionary",
+        "jaxdict.rows",
+    ),
+    "jaxdict.runs": (
+        "harvest.atomic",
+        "jaxdict.flags",
+        "jaxdict.plots",
+        "jaxdict.rows",
+    ),
+    "jaxdict.sae": (
+        "harvest.flags",
+        "jaxdict.codes",
+        "jaxdict.devices",
+        "jaxdict.flags",
+        "jaxdict.dictionary",
+        "jaxdict.rows",
+    ),
+    "steer.coder": (
+        "steer.pursuit",
+        "jaxdict.dictionary",
+    ),
+    "harvest": (
+        "harvest.sites",
+        "harvest.units",
+        "harvest.config",
+        "harvest.store",
+        "harvest.models",
+        "harvest.prompts",
+    ),
+    "jaxdict.evaluate": (
+        "harvest.atomic",
+        "harvest.flags",
+        "jaxdict.devices",
+        "jaxdict.tables",
+        "harvest.store",
+        "jaxdict.plots",
+        "jaxdict.dictionary",
+        "jaxdict.rows",
+        "jaxdict.metrics",
+        "jaxdict.runs",
+        "jaxdict.sae",
+    ),
+    "jaxdict.itda": (
+        "harvest.atomic",
+        "harvest.flags",
+        "jaxdict.codes",
+        "jaxdict.devices",
+        "jaxdict.flags",
+        "harvest.store",
+        "jaxdict.pursuit",
+        "jaxdict.dictionary",
+        "jaxdict.rows",
+        "jaxdict.metrics",
+        "jaxdict.runs",
+    ),
+    "jaxdict.training": (
+        "harvest.atomic",
+        "harvest.flags",
+        "jaxdict.devices",
+        "jaxdict.flags",
+        "harvest.store",
+        "jaxdict.plots",
+        "jaxdict.dictionary",
+        "jaxdict.rows",
+        "jaxdict.metrics",
+        "jaxdict.runs",
+        "jaxdict.sae",
+    ),
+    "steer": (
+        "harvest.atomic",
+        "harvest.sites",
+        "steer.config",
+        "harvest.models",
+        "steer.edits",
+        "steer.coder",
+    ),
+    "interp.index": (
+        "harvest.atomic",
+        "harvest.flags",
+        "harvest.sites",
+        "interp",
+        "harvest.store",
+        "interp.config",
         "jaxdict.dictionary",
         "steer.coder",
-    },
+    ),
+    "jaxdict.compare": (
+        "harvest.atomic",
+        "harvest.flags",
+        "jaxdict.tables",
+        "harvest.store",
+        "jaxdict.plots",
+        "jaxdict.dictionary",
+        "jaxdict.rows",
+        "jaxdict.runs",
+        "jaxdict.itda",
+    ),
+    "jaxdict.export": (
+        "harvest.atomic",
+        "harvest.flags",
+        "jaxdict.tables",
+        "harvest.store",
+        "jaxdict.dictionary",
+        "jaxdict.rows",
+        "jaxdict.metrics",
+        "jaxdict.runs",
+        "jaxdict.sae",
+        "jaxdict.itda",
+        "jaxdict.training",
+    ),
+    "jaxdict.inspect": (
+        "harvest.atomic",
+        "harvest.flags",
+        "harvest.units",
+        "jaxdict.tables",
+        "harvest.store",
+        "jaxdict.plots",
+        "jaxdict.dictionary",
+        "jaxdict.rows",
+        "jaxdict.runs",
+        "jaxdict.itda",
+    ),
+    "interp.report": (
+        "harvest.atomic",
+        "interp",
+        "harvest.store",
+        "interp.config",
+        "interp.index",
+    ),
 }
-GROUND_FLOOR = {
-    "harvest/sites.py": set(),
-    "harvest/store/read.py": {"numpy", "zarr"},
-    "harvest/store/gather.py": {"numpy", "zarr"},
-    "harvest/store/schema.py": {"numpy", "zarr"},
-    "harvest/store/write.py": {"numpy", "zarr"},
-    "harvest/store/statistics.py": {"numpy"},
-    "harvest/store/location.py": {"zarr", "obstore"},
-    "harvest/store/verify.py": {"numpy", "tqdm"},
-    "jaxdict/dictionary/arrays.py": {"numpy"},
-    "jaxdict/dictionary/files.py": {"numpy", "safetensors"},
+"""From the ground up: what each room imports, all of which stands above it. A file belongs to the longest name."""
+
+LIGHT: dict[str, set[str]] = {
+    "harvest.atomic": set(),
+    "harvest.flags": set(),
+    "harvest.units": set(),
+    "harvest.sites": set(),
+    "harvest.config": set(),
+    "harvest.store": {"numpy", "zarr", "ml_dtypes", "obstore", "tqdm"},
+    "jaxdict.flags": set(),
+    "jaxdict.tables": set(),
+    "jaxdict.dictionary.arrays": {"numpy"},
+    "jaxdict.dictionary.files": {"numpy", "safetensors"},
+    "jaxdict.cli": {"tyro"},
+    "steer.config": {"tyro"},
+    "interp.config": {"tyro"},
 }
+"""Rooms and files that may import nothing from outside but these."""
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports anywhere, `from a import b` as "a" (and "a.b" for our rooms)."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            assert node.module
-            own = node.module in ROOMS
-            names |= {f"{node.module}.{alias.name}" if own else node.module for alias in node.names}
-    return names
+def room_of(module: str) -> str:
+    """The room that a module belongs to."""
+    parts = module.split(".")
+    return next(
+        room for size in range(len(parts), 0, -1) if (room := ".".join(parts[:size])) in MAY_IMPORT
+    )
 
 
-def files(room: str) -> list[Path]:
-    found = sorted((ROOT / room).rglob("*.py"))
-    assert found
-    return found
+def modules() -> list[str]:
+    return [module_of(path) for path in files(*PACKAGES)]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_import_only_what_the_design_allows(room):
-    for path in files(room):
-        for name in imports(path):
-            top = name.split(".")[0]
-            if top in ROOMS and top != room and name.split(".")[1:] != ["__version__"]:
-                allowed = any(name == ok or name.startswith(ok + ".") for ok in MAY_IMPORT[room])
-                assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+def test_every_room_imports_what_its_row_says_and_nothing_else():
+    rooms = {module: room_of(module) for module in modules()}
+    real: dict[str, set[str]] = {room: set() for room in MAY_IMPORT}
+    for a, b in edges(rooms):
+        real[a].add(b)
+    assert {room: set(row) for room, row in MAY_IMPORT.items()} == real
+
+
+def test_no_import_climbs():
+    order = list(MAY_IMPORT)
+    for place, (room, row) in enumerate(MAY_IMPORT.items()):
+        assert set(row) <= set(order[:place]), f"{room} imports what stands above it"
+
+
+def test_no_circle_between_files():
+    graph = {
+        module_of(path): {target for _, _, target in own_imports(path)}
+        for path in files(*PACKAGES)
+        if path.name != "__init__.py"
+    }
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join([*way[way.index(module) :], module])
+        if module not in done:
+            for inner in sorted(graph.get(module, ())):
+                visit(inner, (*way, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "benchmarks"])
+def test_from_outside_a_room_only_its_face_is_used(folder):
+    """Whoever is not in a room imports from the room what its `__init__` hands on."""
+    for path in files(folder):
+        here = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
+        for module, name, _ in own_imports(path):
+            if is_room(module) and module not in PACKAGES:
+                known = here == module or name in face(module)
+                assert known, f"{path.relative_to(ROOT)}: {module} hands on no {name}"
+                continue
+            room = module if module in PACKAGES else module.rpartition(".")[0]
+            inside = here == room or f"{here}.".startswith(f"{room}.") or room in PACKAGES
+            assert inside, f"{path.relative_to(ROOT)}: import {name} from {room}, not from {module}"
+
+
+@pytest.mark.parametrize("room", [m for m in modules() if is_room(m)])
+def test_a_face_hands_on_what_is_there(room):
+    package = importlib.import_module(room)
+    for name, module in face(room).items():
+        value = getattr(package, name)
+        origin = importlib.import_module(module)
+        assert value is (origin if module.endswith(f".{name}") else getattr(origin, name))
+        taken = is_room(f"{room}.{name}") or f"{room}.{name}" in modules()
+        assert not taken or value is origin, f"{room}.{name} is a file and something else"
+
+
+@pytest.mark.parametrize("room", [m for m in modules() if is_room(m)])
+def test_a_room_says_in_two_lines_what_it_is_for(room):
+    package = ROOT / room.replace(".", "/") / "__init__.py"
+    assert ast.get_docstring(ast.parse(package.read_text()))
 
 
 @pytest.mark.parametrize(
-    ("room", "forbidden"), [("jaxdict", TORCH), ("steer", JAX), ("interp", JAX), ("harvest", JAX)]
+    ("package", "forbidden"),
+    [("jaxdict", TORCH), ("steer", JAX), ("interp", JAX), ("harvest", JAX)],
 )
-def test_rooms_keep_to_their_framework(room, forbidden):
-    for path in files(room):
-        tops = {name.split(".")[0] for name in imports(path)}
+def test_packages_keep_to_their_framework(package, forbidden):
+    for path in files(package):
+        tops = {module.split(".")[0] for module, _ in imports(path)}
         assert not tops & forbidden, f"{path.relative_to(ROOT)} imports {tops & forbidden}"
 
 
 def test_only_zarrs_public_modules_are_imported():
-    for room in ROOMS:
-        for path in files(room):
-            private = {name for name in imports(path) if name.startswith("zarr.core")}
-            assert not private, f"{path.relative_to(ROOT)} imports {private}"
+    for path in files(*PACKAGES):
+        private = {module for module, _ in imports(path) if module.startswith("zarr.core")}
+        assert not private, f"{path.relative_to(ROOT)} imports {private}"
 
 
-@pytest.mark.parametrize("path", [p for p in GROUND_FLOOR if (ROOT / p).exists()])
-def test_ground_floor_imports_little(path):
-    own = {"harvest", "jaxdict"}
-    outside = {name.split(".")[0] for name in imports(ROOT / path)} - set(sys.stdlib_module_names)
-    assert outside - own <= GROUND_FLOOR[path]
-    inside = {name for name in imports(ROOT / path) if name.split(".")[0] in own}
-    floor = {p.removesuffix(".py").replace("/", ".") for p in GROUND_FLOOR}
-    assert inside <= floor | {"jaxdict.__version__"}
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_ground_floor_imports_little_from_outside(name):
+    inside = [path for path in files(*PACKAGES) if f"{module_of(path)}.".startswith(f"{name}.")]
+    assert inside
+    for path in inside:
+        tops = {module.split(".")[0] for module, _ in imports(path)}
+        outside = tops - set(PACKAGES) - set(sys.stdlib_module_names) - {"lazy_loader"}
+        assert outside <= LIGHT[name], f"{path.relative_to(ROOT)} imports {outside - LIGHT[name]}"
+
+
+def test_files_and_rooms_stay_small():
+    """One idea a file, and not more files in a room than one can look over."""
+    for path in files(*PACKAGES, "benchmarks"):
+        lines = len(path.read_text().splitlines())
+        assert lines <= 350, f"{path.relative_to(ROOT)} has {lines} lines"
+    for room in [module for module in modules() if is_room(module)]:
+        inside = list((ROOT / room.replace(".", "/")).glob("*.py"))
+        assert len(inside) <= 15, f"{room} has {len(inside)} files"
 
 
 def loaded_by(code: str) -> set[str]:
@@ -111,14 +368,34 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "import harvest.store",
-        "import harvest.sites",
-        "import jaxdict.dictionary.files",
+        "import harvest, jaxdict, steer, interp",
+        "import harvest.store, harvest.sites, harvest.store.read",
+        "from harvest import open_store",
+        "from jaxdict import load_dictionary, save_dictionary",
+        "from jaxdict.export import load_dictionary",
+        "from jaxdict.dictionary import Dictionary, load_dictionary",
         "import jaxdict.cli; jaxdict.cli.main(['--help'])",
     ],
 )
 def test_light_imports(code):
     assert not loaded_by(code) & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        (
+            "jaxdict",
+            "SAE decode encode gradient_pursuit load_dictionary prepare_atoms save_dictionary "
+            "train_itda train_sae",
+        ),
+        ("steer", "Coder Edit splicing steering"),
+        ("harvest", "load_model open_store"),
+        ("interp", "load_index"),
+    ],
+)
+def test_what_a_user_imports_is_there(package, names):
+    assert set(names.split()) <= set(face(package))
 
 
 def test_every_verbs_help_is_light_and_has_an_example():
@@ -143,13 +420,13 @@ def test_every_verb_leads_somewhere():
 
 def test_public_text_speaks_of_the_project_alone():
     tracked = subprocess.run(
-        ["git", "ls-files", "*.py", "*.md", "*.toml", "*.html", "Makefile"],
+        ["git", "ls-files", "*.py", "*.pyi", "*.md", "*.toml", "*.html", "Makefile"],
         capture_output=True,
         text=True,
         cwd=ROOT,
     ).stdout.split()
     if not tracked:
-        tracked = [str(path) for room in ROOMS for path in files(room)]
+        tracked = [str(path) for path in files(*PACKAGES)]
     banned = re.compile(r"/(?:work|home|root)/\w|/tmp/\w|issue #?\d")
     for name in tracked:
         for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):

@@ -270,7 +270,7 @@ def load_model(
 
 
 def _judge(picture: np.ndarray) -> Any:
-    from harvest.shapes.check import read_picture
+    from harvest.shapes import read_picture
 
     return read_picture(picture)
 

@@ -1,3 +1,4 @@
+from . import codes as codes
 from .codes import Codes as Codes
 from .codes import combine as combine
 from .codes import decode as decode

@@ -1,3 +1,4 @@
+from . import coder as coder
 from .arrays import ENCODER_KINDS as ENCODER_KINDS
 from .arrays import Dictionary as Dictionary
 from .coder import decode as decode

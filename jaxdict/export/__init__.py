@@ -3,5 +3,5 @@
 Dictionaries are read and written by `jaxdict.dictionary`, whose names are handed on here.
 """
 
-from jaxdict.dictionary.files import load_dictionary as load_dictionary
-from jaxdict.dictionary.files import save_dictionary as save_dictionary
+from jaxdict.dictionary import load_dictionary as load_dictionary
+from jaxdict.dictionary import save_dictionary as save_dictionary

@@ -1,3 +1,4 @@
+from . import curves as curves
 from .checkpoint import FOLDER as FOLDER
 from .checkpoint import Checkpoints as Checkpoints
 from .folder import CONFIG as CONFIG

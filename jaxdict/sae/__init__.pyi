@@ -1,3 +1,7 @@
+from . import dead_features as dead_features
+from . import kinds as kinds
+from . import model as model
+from . import sharding as sharding
 from .config import TrainSAEConfig as TrainSAEConfig
 from .model import SAEParams as SAEParams
 from .module import SAE as SAE
