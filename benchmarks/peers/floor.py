@@ -17,11 +17,11 @@ from jaxdict.devices import huge_pages
 class Floor:
     """One of the parts, alone.
 
-    Variants: "product" x @ encoder.T; "top-k" that and the k largest; "adam" a step on both.
+    Variants: "product" is x @ encoder.T; "top-k" is that and the k largest; "adam" is one update of encoder and decoder.
     """
 
     def versions(self) -> dict[str, str]:
-        """Of JAX."""
+        """Versions of JAX and Optax."""
         return {name: version(name) for name in ("jax", "jaxlib", "optax")}
 
     def start(self, job: Job, rows: np.ndarray) -> float:
@@ -46,7 +46,7 @@ class Floor:
         return 0.0
 
     def run(self, steps: int) -> None:
-        """So many times, each waited for."""
+        """Run the part `steps` times, waiting for each."""
         for _ in range(steps):
             jax.block_until_ready(self.once())
 

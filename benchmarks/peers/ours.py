@@ -28,11 +28,11 @@ class Ours:
     """One call of the compiled update a batch, as the trainer does it."""
 
     def versions(self) -> dict[str, str]:
-        """Of ours and of JAX."""
+        """Versions of jaxdict and of JAX."""
         return {name: version(name) for name in ("jaxdict", "jax", "jaxlib")}
 
     def start(self, job: Job, rows: np.ndarray) -> float:
-        """A fresh state and its step, with the defaults of `jaxdict train sae`."""
+        """Make a state and a step, with the defaults of `jaxdict train sae`."""
         d, mean = rows.shape[1], rows.mean(0)
         rate = job.rate or job.factor * 2e-3 * sqrt(1024 / job.m)
         # Of the default 100 steps of warm-up a short run has fewer, as the peers' do.
@@ -64,7 +64,7 @@ class Ours:
         return rate
 
     def run(self, steps: int) -> None:
-        """The next steps."""
+        """Take the next steps."""
         metrics = None
         for t in range(self.at, self.at + steps):
             batch = Batch(jnp.asarray(self.batches(t)), self.normalizer)
@@ -73,7 +73,7 @@ class Ours:
         jax.block_until_ready((self.state, metrics))
 
     def reconstruct(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """By sae.encode and sae.decode."""
+        """Rebuilt rows, and how often each feature was active, by `jaxdict.sae.model`."""
         params = self.state.best("topk")
         codes, _ = model.encode(params, jnp.asarray(x), self.k)
         x_hat = model.decode(codes, params.atoms, params.bias)
@@ -82,7 +82,7 @@ class Ours:
 
 
 def bits_of(rows: np.ndarray) -> np.ndarray:
-    """The bfloat16 bits of float32 rows that lose nothing by it."""
+    """The bfloat16 bits of float32 rows, which must fit into them exactly."""
     bits = (rows.view(np.uint32) >> 16).astype(np.uint16)
     assert ((bits.astype(np.uint32) << 16).view(np.float32) == rows).all()
     return bits

@@ -62,7 +62,7 @@ def sharded(step: Callable[..., Any], mesh: Mesh, *, members: int) -> Callable[.
     return run
 
 
-def place_state(state: Any, mesh: Mesh | None, *, members: int = 0) -> Any:
+def place_state(state: TrainState, mesh: Mesh | None, *, members: int = 0) -> TrainState:
     """A state moved to its devices, each array partitioned as `specs` says.
 
     Every process must hold the whole state, as it does at the start or after a restore.

@@ -1,8 +1,8 @@
-"""Trains every kind on 8 virtual devices, split in several ways, and writes what came out: OUT.npz.
+"""Trains every kind on 8 virtual devices, split in several ways, and writes metrics and states to OUT.npz.
 
     python -m tests.jaxdict.on_mesh OUT.npz [all]       (with --xla_force_host_platform_device_count=8)
 
-Its numbers are checked by test_mesh.py; a process of its own because the number of devices is fixed at the start.
+test_sharding.py checks them; it is a process of its own because JAX fixes the number of devices at its start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jaxdict.sae.step_config import AdamConfig, Execution, Hyperparams, Schedule
 D, M, N, STEPS, D_OUT = 12, 256, 32, 20, 10
 MESHES = {"one": None, "data": "data=8", "features": "features=8", "both": "data=2,features=4"}
 FEW = ("topk", "batchtopk", "jumprelu", "matryoshka")
-"""Kinds trained without `all`; relu and a transcoder wait for it."""
+"""Kinds trained without `all`, which adds relu and a transcoder."""
 DEAD = 70
 """Rows without firing that make a feature dead."""
 RESAMPLED = 12
@@ -35,7 +35,7 @@ RESAMPLED = 12
 
 
 def meshes_of(case: str, *, thorough: bool) -> list[str]:
-    """One device, and the meshes that a case is trained on; compiling each takes its time."""
+    """One device, and the meshes that a case is trained on: few, because compiling takes most of the time."""
     few = case != "topk" and not (thorough and case in ENCODER_KINDS)
     return ["one", "both"] if few else list(MESHES)
 
@@ -82,7 +82,7 @@ def gathered(text: str) -> int:
 def train(
     kind: str, split: str | None, *, members: int = 0, target: bool = False, resample: bool = False
 ) -> dict[str, Any]:
-    """20 steps; the numbers of each, the last state, how often it was compiled, what was gathered."""
+    """20 steps: the metrics of each, the last state, how often the step was compiled, what it gathered."""
     devices = None if split is None else mesh.make_mesh(split, batch=N, atoms=(M,))
     step_config = step_config_of(kind)._replace(execution=Execution(*mesh.axes(devices)))
     out_mean = jnp.zeros(D_OUT) if target else None
@@ -134,14 +134,14 @@ def _text(step: Any, *arguments: Any) -> str:
 
 
 def _with_atoms(state: Any) -> list[jax.Array]:
-    """Weights, moments and average that are matrices with a row an atom."""
+    """Matrices with one row for each atom: of the weights, their moments and their average."""
     assert state.ema is not None
     trees = (state.params, state.optimizer.mu, state.optimizer.nu, state.ema)
     return [leaf for tree in trees for leaf in (tree.encoder, tree.atoms)]
 
 
 def whole_product() -> int:
-    """What `gathered` says of a program that does gather [n, m]."""
+    """`gathered` of a program that does gather [n, m]."""
     devices = mesh.make_mesh("features=8", batch=N, atoms=(M,))
     assert devices is not None
 
