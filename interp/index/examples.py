@@ -83,7 +83,7 @@ class HeatMaps:
         )
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(start [x + 1], token [h], value [h]): the heat of example i lies at start[i] to start[i + 1]."""
+        """Heat of all examples: start [x + 1], token [h], value [h]; that of example i is at start[i] to start[i + 1]."""
         empty = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
         example, token, value = (
             np.concatenate(column) for column in zip(empty, *self._parts, strict=True)
