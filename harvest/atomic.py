@@ -22,6 +22,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     If the block raises, what it wrote is removed and `path` is left as it was. The file gets the
     permissions that the umask gives a new file, whatever wrote it.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path  # a pipe or a device, whose place no file may take
+        return
     draft = path.with_name(f".{path.name}{SUFFIX}")
     try:
         mode = _new_mode(draft)

@@ -10,6 +10,8 @@ import pytest
 
 from harvest.store import create_store
 from jaxdict import cli
+from jaxdict.flags import settings_of
+from jaxdict.sae import TrainSAEConfig
 from tests.harvest.synthetic import make_spec
 
 
@@ -60,6 +62,33 @@ def test_a_wrong_setting_names_the_flag(tmp_path: Path):
     assert len(done.stderr.strip().splitlines()) == 1
     assert "--k: expected at least 1, got 0" in done.stderr
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "extra"),
+    [
+        ("torch", ["steer", "--dictionary", "d", "--prompt", "p", "--out", "o.png"], "flux"),
+        ("jinja2", ["interp", "report", "--index", "i", "--out", "o"], "interp"),
+    ],
+)
+def test_a_missing_package_names_the_extra_of_the_verb(missing, words, extra):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\nfrom jaxdict import cli; cli.main({words})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    said = f"jaxdict: this needs the package {missing}; run: pip install 'jaxdict[{extra}]'\n"
+    assert done.stderr == said
+
+
+def test_flags_of_settings_in_groups_are_their_own_names(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "sae", "--help"])
+    text = capsys.readouterr().out
+    flags = {word.strip(",") for word in text.split() if word.startswith("--")}
+    assert {f"--{name.replace('_', '-')}" for name in settings_of(TrainSAEConfig)} <= flags
+    groups = [name for name, value in TrainSAEConfig.__dict__.items() if hasattr(value, "check")]
+    assert groups and not [group for group in groups if f"--{group.replace('_', '-')}." in text]
 
 
 def test_version(capsys):

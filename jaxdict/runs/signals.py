@@ -1,33 +1,30 @@
-"""SIGTERM and Ctrl-C as a flag that a training looks at."""
+"""SIGTERM and Ctrl-C as a flag that a training checks between two steps."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 class Stop:
-    """Whether somebody asked the process to stop."""
+    """Whether a signal has asked the process to stop."""
 
     def __init__(self) -> None:
-        """Nobody has yet."""
+        """Start without a signal."""
         self.signal: int | None = None
 
     def __bool__(self) -> bool:
-        """True once a signal came."""
+        """True once a signal has come."""
         return self.signal is not None
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turn SIGTERM and the first Ctrl-C into a flag; handlers are put back at the end.
+    """Turn SIGTERM and the first Ctrl-C into a flag; the handlers before are restored at the end.
 
-    Off the main thread, where Python allows no handlers, the flag simply stays down.
+    Outside the main thread Python allows no handlers, and the flag stays down.
     """
     stop = Stop()
     before: dict[int, Any] = {}

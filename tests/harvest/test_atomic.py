@@ -170,3 +170,15 @@ def test_json_that_is_none_is_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "x.json")
+
+
+def test_a_pipe_or_a_device_is_written_to_and_stays_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reads = os.open(pipe, os.O_RDWR)
+    try:
+        write_json(pipe, {"a": 1})
+        assert json.loads(os.read(reads, 100)) == {"a": 1}
+    finally:
+        os.close(reads)
+    assert pipe.is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe"]
