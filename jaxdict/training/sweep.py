@@ -56,7 +56,7 @@ def resolve(config: TrainSAEConfig, d: int) -> ResolvedSettings:
 
     m = 8 d. lr = 2e-3 sqrt(1024 / m): the 1/sqrt(m) rule of Gao et al. 2024, through the better of two rates
     tried on a store of the embedded model (see docs/training.md). k_aux = min(d / 2, 2 k), where they have
-    d / 2, to keep steps that revive features cheap.
+    d / 2, to keep steps with dead features cheap.
 
     Raises:
         ValueError: k is above m.

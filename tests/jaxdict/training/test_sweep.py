@@ -115,7 +115,7 @@ def test_members_are_what_they_would_be_on_their_own(swept, alone):
 
 def test_a_member_without_dead_features_has_no_auxk_loss_beside_one_that_has(swept):
     lines = [[line for line in curve(swept[0] / name) if line["kind"] == "train"] for name in NAMES]
-    # Dead features after a step are what the next one revives.
+    # AuxK of a step is for the features that were dead after the one before.
     before = [[one["dead"] for one in member[:-1]] for member in lines]
     after = [[one["aux"] for one in member[1:]] for member in lines]
     for dead, aux in zip(before, after, strict=True):

@@ -135,7 +135,7 @@ def test_atoms_from_rows_are_rows_and_a_transcoders_pairs_are_rows_of_one_token(
     np.testing.assert_allclose(places[1][np.arange(48), place], 1, atol=1e-4)
 
 
-def test_resampling_revives_what_is_dead(resampled):
+def test_resampling_resets_what_is_dead(resampled):
     out, _ = resampled
     dead = [line["dead"] for line in curve(out) if line["kind"] == "train"]
     for step in (20, 40):
@@ -156,7 +156,7 @@ def test_resampling_goes_on_after_resume_as_if_nothing_had_happened(resampled, s
     assert curve(out) == curve(whole)
 
 
-def test_a_revived_feature_is_a_row_and_the_others_stay_as_they_are(resampled, store):
+def test_a_resampled_feature_is_a_row_and_the_others_stay_as_they_are(resampled, store):
     run, _ = resampled
     state, _ = _state_of(run)
     dead = np.arange(48) % 5 == 0
