@@ -133,7 +133,7 @@ def alternating(
     return seconds
 
 
-def told_speed(row: dict[str, Any]) -> str:
+def speed_table(row: dict[str, Any]) -> str:
     """As a table."""
     titles = ("rows/s", "ms a step", "least", "most", "ours is", "floor is", "FVU", "more MiB")
     lines = [
@@ -164,7 +164,7 @@ def measure_speed(rounds: int, *, quick: bool) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="bench-peers-") as folder:
             turn = 0.1 if quick else 1.5
             found.append(speed(*shape, folder=Path(folder), rounds=rounds, turn=turn))
-        print(told_speed(found[-1]), flush=True)
+        print(speed_table(found[-1]), flush=True)
     return found
 
 

@@ -42,7 +42,7 @@ def quality(
         k: active atoms a row.
         n: rows in a batch.
         rows: training rows seen in all, over as many epochs as it takes.
-        about: what is to be said of the rows.
+        about: description of the rows, kept beside the numbers.
     """
     train, held_out = (folder / f"{name}.npy" for name in ("train", "held_out"))
     job = {"n": n, "m": m, "k": k, "steps": rows // n, "shuffle": True}
@@ -154,7 +154,7 @@ def repeated(folder: Path, row: dict[str, Any], seeds: int) -> dict[str, Any]:
     }
 
 
-def told_repeated(row: dict[str, Any]) -> str:
+def repeated_table(row: dict[str, Any]) -> str:
     """As a table."""
     lines = [
         f"\n{row['rows']}",
@@ -166,7 +166,7 @@ def told_repeated(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def told_quality(row: dict[str, Any]) -> str:
+def quality_table(row: dict[str, Any]) -> str:
     """As a table."""
     seen = row["training rows"]
     titles = ("FVU", "rate", "x default", "revived", "L0", "unused", "tries", "seconds")
@@ -202,14 +202,14 @@ def measure_quality(store: Path | None, rows: int, *, quick: bool) -> list[dict[
         share = write_planted(folder, rows=many, held_out=few, d=d, m=m, k=k)
         about = {"rows": "planted", "share of noise": share}
         found = [quality(folder, m, k, n=n, rows=rows, about=about)]
-        print(told_quality(found[0]), flush=True)
+        print(quality_table(found[0]), flush=True)
         store = store or (folder if quick else PEERS.parents[2] / "runs" / "peers") / "store"
         images, steps = (64, 2) if quick else (1500, 4)
         name = write_embedded(folder, store, images=images, steps=steps, held_out=32_768)
         about = {"rows": f"embedded model, {SITE}, standardized", "store": name}
         m, k = (128, 8) if quick else (1024, 16)
         found.append(quality(folder, m, k, n=n, rows=rows, about=about))
-        print(told_quality(found[1]), flush=True)
+        print(quality_table(found[1]), flush=True)
     return found
 
 
@@ -230,5 +230,5 @@ def measure_seeds(store: Path | None, seeds: int) -> list[dict[str, Any]]:
                 name = write_embedded(folder, at, images=1500, steps=4, held_out=held_out)
                 assert name == row["store"], f"expected the store {row['store']}, got {name}"
             found.append(repeated(folder, row, seeds))
-            print(told_repeated(found[-1]), flush=True)
+            print(repeated_table(found[-1]), flush=True)
     return found

@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             _run(arguments)
         except SystemExit:
-            sys.stdout.flush()  # now, where it can still be told what an error means
+            sys.stdout.flush()  # now, while an error can still be handled here
             raise
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,8 +1,7 @@
 """Memory in huge pages, where glibc's malloc has to be asked for them.
 
-A training step makes and frees arrays of tens of MB, which come as fresh 4 KiB pages every time: at
-(n, d, m, k) = (1024, 768, 12288, 32) that is 46,000 page faults a step and a third of its CPU time. In huge pages
-it is 150. glibc reads the setting when a process begins, hence the restart.
+A training step allocates and frees arrays of tens of MB, each time in fresh 4 KiB pages, and page faults then take
+a large share of its time. glibc reads the setting when a process begins, hence the restart.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ _MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def ask() -> None:
-    """Start this process anew (the same number, words and files) with malloc asking for huge pages.
+    """Restart this process (same process id, arguments and open files) with malloc asking for huge pages.
 
-    Does nothing where that brings nothing: on other systems, before glibc 2.35, where the kernel gives huge
-    pages always or never, and where the user has set GLIBC_TUNABLES, be it to nothing.
+    Does nothing if it would not help: on other systems, before glibc 2.35, if the kernel gives huge pages always
+    or never, and if the user has set GLIBC_TUNABLES, even to nothing.
     """
     if VARIABLE in os.environ or not _useful():
         return

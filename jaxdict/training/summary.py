@@ -1,4 +1,4 @@
-"""What a finished training leaves: held-out numbers, summaries, plots, a checkpoint of each member."""
+"""The results of a finished training: summaries, plots, and a checkpoint of each member."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def save_member(member: Member, state: TrainState, line: Line) -> None:
             own.save(steps, state, {"batches": steps}, score=mean_fvu({member.name: line}))
 
 
-def summary_of(member: Member, state: TrainState, line: Line, pace: dict[str, Any]) -> Line:
+def summary_of(member: Member, state: TrainState, *, line: Line, pace: dict[str, Any]) -> Line:
     """The content of summary.json.
 
     Args:
         member: what was trained.
-        state: of it, at the end.
+        state: its last state.
         line: its held-out numbers.
         pace: of the whole run.
     """

@@ -101,7 +101,9 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
         for member, state in trainer.members(whole):
             if len(members) > 1:
                 save_member(member, state, measured[member.name])
-            summaries[member.name] = summary_of(member, state, measured[member.name], pace)
+            summaries[member.name] = summary_of(
+                member, state, line=measured[member.name], pace=pace
+            )
     if not processes.chief:
         return {}
     for member in members:
