@@ -89,6 +89,28 @@ def axes(mesh: Mesh | None) -> tuple[str | None, str | None]:
     return tuple(name if mesh.shape[name] > 1 else None for name in (DATA, FEATURES))  # pyright: ignore
 
 
+def own_indices(
+    indices: jax.Array, size: int, axis: str | None, *, elsewhere: int | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Indices into an array that is split in order over the devices of an axis, on each of them.
+
+    Args:
+        indices: int32, into the whole array.
+        size: length of this device's part.
+        axis: name of the mesh axis; None for an array that is not split.
+        elsewhere: what to put for the indices of other devices.
+
+    Returns:
+        local: int32, indices into this device's part.
+        own: bool, whether an index is in this device's part.
+    """
+    if axis is None:
+        return indices, jax.numpy.ones(indices.shape, bool)
+    local = indices - jax.lax.axis_index(axis) * size
+    own = (local >= 0) & (local < size)
+    return jax.numpy.where(own, local, elsewhere), own
+
+
 def place_rows(bits: np.ndarray, mesh: Mesh | None, first: int, rows: int) -> jax.Array:
     """A batch on its devices.
 

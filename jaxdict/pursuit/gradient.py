@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdict.pursuit.step import Rule, Slots, Support, quotient
 
@@ -11,9 +11,9 @@ from jaxdict.pursuit.step import Rule, Slots, Support, quotient
 def propose(
     slots: Slots,
     gradient: Float[Array, " k"],
-    t: Int[Array, ""],
     memory: Array,
     support: Support,
+    *,
     signed: bool,
 ) -> tuple[Float[Array, " k"], Array]:
     """Values after the exact step along the gradient, clipped at zero unless signed.
@@ -21,7 +21,6 @@ def propose(
     a = <g, g> / ||sum_j g_j atom_j||^2 minimises ||r - a sum_j g_j atom_j||;
     values <- max(0, values + a g). See `Rule.propose` for arguments and result.
     """
-    del t
     step = quotient(jnp.dot(gradient, gradient), support.energy(gradient))
     values = slots.values + step * gradient
     return values if signed else jnp.maximum(values, 0), memory

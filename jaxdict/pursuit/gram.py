@@ -19,8 +19,9 @@ from jaxtyping import Array, Float
 from jaxdict.codes import combine
 from jaxdict.devices import FULL_PRECISION
 from jaxdict.pursuit.atoms import PreparedAtoms
-from jaxdict.pursuit.split import at, join
-from jaxdict.pursuit.step import Rule, Slots, Support, finish, moved, repeat, run, shorten
+from jaxdict.pursuit.selection import select_atom
+from jaxdict.pursuit.sharded import at
+from jaxdict.pursuit.step import Options, Slots, Support, finish, moved, repeat, run, shorten
 
 
 def pursue(
@@ -28,11 +29,7 @@ def pursue(
     slots: Slots,
     atoms: PreparedAtoms,
     k: int,
-    *,
-    rule: Rule,
-    signed: bool,
-    tol: Array | float,
-    axis: str | None = None,
+    options: Options,
 ) -> Slots:
     """Run up to k steps on unit rows; stops early when no row is running.
 
@@ -41,12 +38,10 @@ def pursue(
         slots: their states before the first step, batched over n.
         atoms: prepared atoms, those of this device, with their columns of the Gram matrix.
         k: steps.
-        rule: how values move.
-        signed: whether negative coefficients are allowed.
-        tol: a row stops when its residual norm is at most this.
-        axis: mesh axis along which the atoms are split, if they are.
+        options: the rule, signs, tolerance and mesh axis.
     """
     gram = atoms.gram
+    rule, signed, tol, axis = options
     assert gram is not None
     n, dtype = len(x), x.dtype
     start = jnp.dot(x, atoms.unit.T, precision=FULL_PRECISION)
@@ -60,7 +55,7 @@ def pursue(
         correlations: Array,
         memory: Array,
     ) -> tuple[Slots, Array, Array, Array, Array]:
-        slots, gradient = join(slots, correlations, t, signed, axis)
+        slots, gradient = select_atom(slots, correlations, t, signed=signed, axis=axis)
         if not rule.single:
             row = gram.at[slots.indices[t]].get(mode="promise_in_bounds")
             new = at(row, slots.indices, axis)
@@ -69,9 +64,8 @@ def pursue(
         def energy(weights: Array) -> Array:
             return jnp.dot(weights, jnp.dot(inner, weights, precision=FULL_PRECISION))
 
-        proposed, memory = rule.propose(
-            slots, gradient, t, memory, Support(energy, lambda: inner[t]), signed
-        )
+        support = Support(t, energy, lambda: inner[t])
+        proposed, memory = rule.propose(slots, gradient, memory, support, signed=signed)
         change = proposed - slots.values
         along = jnp.dot(gradient, change)
         used = jnp.dot(change, change) if rule.single else energy(change)

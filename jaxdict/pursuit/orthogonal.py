@@ -19,9 +19,9 @@ from jaxdict.pursuit.step import Rule, Slots, Support, floor, quotient
 def propose(
     slots: Slots,
     gradient: Float[Array, " k"],
-    t: Int[Array, ""],
     memory: Float[Array, "k k"],
     support: Support,
+    *,
     signed: bool,
 ) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
     """The least-squares values on the support, non-negative ones unless signed.
@@ -34,7 +34,7 @@ def propose(
     to reach zero stops the move and leaves; the rest is solved again (the inner loop of Lawson
     and Hanson), until all are positive. Every part of the way lowers the residual.
     """
-    basis = enter(memory, support.products(), t, gradient[t] != 0)
+    basis = enter(memory, support.products(), support.t, gradient[support.t] != 0)
     target = slots.values + solve(basis, gradient)
     if signed:
         return target, basis
@@ -91,7 +91,9 @@ def leave(basis: Float[Array, "k k"], slot: Int[Array, ""]) -> Float[Array, "k k
     size = jnp.linalg.norm(column)
     mirror = column + jnp.where(there, jnp.where(column[slot] < 0, -size, size), 0)
     share = quotient(jnp.asarray(2, basis.dtype), jnp.dot(mirror, mirror))
-    turned = basis - share * mirror[:, None] * jnp.dot(mirror, basis, precision=FULL_PRECISION)[None, :]
+    turned = (
+        basis - share * mirror[:, None] * jnp.dot(mirror, basis, precision=FULL_PRECISION)[None, :]
+    )
     return jnp.where(there[:, None] | there[None, :], 0, turned)
 
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 
 from jaxdict.devices import FULL_PRECISION
 from jaxdict.pursuit.atoms import PreparedAtoms
-from jaxdict.pursuit.split import join, mixture, products
-from jaxdict.pursuit.step import Rule, Slots, Support, finish, moved, repeat, run, shorten
+from jaxdict.pursuit.selection import select_atom
+from jaxdict.pursuit.sharded import mixture, products
+from jaxdict.pursuit.step import Options, Slots, Support, finish, moved, repeat, run, shorten
 
 
 def pursue(
@@ -22,11 +23,7 @@ def pursue(
     slots: Slots,
     atoms: PreparedAtoms,
     k: int,
-    *,
-    rule: Rule,
-    signed: bool,
-    tol: Array | float,
-    axis: str | None = None,
+    options: Options,
 ) -> Slots:
     """Run up to k steps on unit rows; stops early when no row is running.
 
@@ -35,34 +32,31 @@ def pursue(
         slots: their states before the first step, batched over n.
         atoms: prepared atoms, those of this device; their Gram matrix is not used.
         k: steps.
-        rule: how values move.
-        signed: whether negative coefficients are allowed.
-        tol: a row stops when its residual norm is at most this.
-        axis: mesh axis along which the atoms are split, if they are.
+        options: the rule, signs, tolerance and mesh axis.
     """
     unit = atoms.unit
+    rule, signed, tol, axis = options
 
     def step(
         t: Array, row: Array, slots: Slots, residual: Array, memory: Array
     ) -> tuple[Slots, Array, Array]:
         correlations = jnp.dot(residual, unit.T, precision=FULL_PRECISION)
-        slots, gradient = join(slots, correlations, t, signed, axis)
+        slots, gradient = select_atom(slots, correlations, t, signed=signed, axis=axis)
 
         def energy(weights: Array) -> Array:
-            direction = mixture(weights, slots.indices, unit, t + 1, axis)
+            direction = mixture(weights, slots.indices, unit, slots=t + 1, axis=axis)
             return jnp.dot(direction, direction)
 
         def with_new() -> Array:
-            atom = mixture(jnp.ones(1, unit.dtype), slots.indices[t][None], unit, None, axis)
-            return products(atom, slots.indices, unit, t + 1, axis)
+            atom = mixture(jnp.ones(1, unit.dtype), slots.indices[t][None], unit, axis=axis)
+            return products(atom, slots.indices, unit, slots=t + 1, axis=axis)
 
-        proposed, memory = rule.propose(
-            slots, gradient, t, memory, Support(energy, with_new), signed
-        )
+        support = Support(t, energy, with_new)
+        proposed, memory = rule.propose(slots, gradient, memory, support, signed=signed)
         if rule.single:
-            after = residual - mixture(*moved(slots, proposed), unit, None, axis)
+            after = residual - mixture(*moved(slots, proposed), unit, axis=axis)
         else:
-            after = row - mixture(proposed, slots.indices, unit, t + 1, axis)
+            after = row - mixture(proposed, slots.indices, unit, slots=t + 1, axis=axis)
         change = residual - after
         along, used = jnp.dot(residual, change), jnp.dot(change, change)
         share = shorten(along, used)

@@ -18,8 +18,8 @@ from jaxdict.devices import DATA, FEATURES
 from jaxdict.pursuit import gradient, gram, matching, orthogonal, residual
 from jaxdict.pursuit.atoms import PreparedAtoms, prepare_atoms, safe_norm, unit_rows
 from jaxdict.pursuit.auto import choose_method
-from jaxdict.pursuit.split import at, mixture
-from jaxdict.pursuit.step import RUNNING, Slots, Status, empty_slots
+from jaxdict.pursuit.sharded import at, mixture
+from jaxdict.pursuit.step import RUNNING, Options, Slots, Status, empty_slots
 
 Method = Literal["auto", "residual", "gram"]
 METHODS = {"residual": residual.pursue, "gram": gram.pursue}
@@ -67,7 +67,8 @@ def pursue(
     rows = jnp.asarray(x)
     prepared = atoms if isinstance(atoms, PreparedAtoms) else None
     shape = jnp.shape(atoms.unit if isinstance(atoms, PreparedAtoms) else atoms)
-    _check(rows, shape, method, tol, memory_mb, mesh)
+    _check(rows, shape, mesh)
+    _check_options(method, tol, memory_mb)
     (n, d), m = rows.shape, shape[0]
     dtype = jnp.promote_types(rows.dtype, jnp.float32)
     if method == "auto" and prepared is not None:
@@ -86,25 +87,18 @@ def pursue(
     if method == "residual":
         prepared = prepared._replace(gram=None)
     own_n, own_m = (-(-size // part) for size, part in zip((n, m), _parts(mesh), strict=True))
-    chunk = _chunk_rows(own_n, d, own_m, k, dtype.itemsize, memory_mb)
-    how = {"k": k, "rule": rule, "method": method, "signed": bool(signed), "chunk": chunk}
-    return _solve(rows, prepared, float(tol), mesh=mesh, **how)
+    row_bytes = (4 * own_m + 6 * d + 2 * k * k) * dtype.itemsize
+    chunk = _chunk_rows(own_n, (memory_mb << 20) // row_bytes)
+    static = _Static(k, rule, method, bool(signed), chunk, mesh)
+    return _solve(rows, prepared, float(tol), static)
 
 
-def _check(
-    rows: Array, shape: tuple[int, ...], method: str, tol: float, memory_mb: int, mesh: Mesh | None
-) -> None:
+def _check(rows: Array, shape: tuple[int, ...], mesh: Mesh | None) -> None:
     if rows.ndim != 2 or len(shape) != 2 or rows.shape[1] != shape[1]:
         raise ValueError(
             f"expected x [n, d] and atoms [m, d] of one width d, got {list(rows.shape)} and "
             f"{list(shape)}; give rows and atoms as rows"
         )
-    if not 0 <= tol < 1:
-        raise ValueError(f"tol: expected a share of the row's norm in [0, 1), got {tol}")
-    if memory_mb < 1:
-        raise ValueError(f"memory_mb: expected at least 1, got {memory_mb}")
-    if method not in ("auto", *METHODS):
-        raise ValueError(f"method: expected auto, {', '.join(METHODS)}, got {method!r}")
     if jnp.issubdtype(rows.dtype, jnp.complexfloating):
         raise TypeError(f"x: expected real numbers, got {rows.dtype}")
     if mesh is not None and not set(mesh.axis_names) <= {DATA, FEATURES}:
@@ -112,6 +106,15 @@ def _check(
             f"mesh: expected the axes {DATA} and {FEATURES} at most, got "
             f"{', '.join(mesh.axis_names)}; name them so"
         )
+
+
+def _check_options(method: str, tol: float, memory_mb: int) -> None:
+    if not 0 <= tol < 1:
+        raise ValueError(f"tol: expected a share of the row's norm in [0, 1), got {tol}")
+    if memory_mb < 1:
+        raise ValueError(f"memory_mb: expected at least 1, got {memory_mb}")
+    if method not in ("auto", *METHODS):
+        raise ValueError(f"method: expected auto, {', '.join(METHODS)}, got {method!r}")
 
 
 def _check_k(k: int) -> int:
@@ -131,34 +134,45 @@ def _parts(mesh: Mesh | None) -> tuple[int, int]:
     return mesh.shape.get(DATA, 1), mesh.shape.get(FEATURES, 1)
 
 
-def _chunk_rows(n: int, d: int, m: int, k: int, itemsize: int, memory_mb: int) -> int:
-    """Rows a chunk, so that its state (about 4 m + 6 d + 2 k^2 numbers a row) fits; evenly filled."""
-    most = max(1, (memory_mb << 20) // ((4 * m + 6 * d + 2 * k * k) * itemsize))
-    chunks = max(1, -(-n // most))
+def _chunk_rows(n: int, most: int) -> int:
+    """Rows a chunk: as few chunks as `most` rows each allow, evenly filled."""
+    chunks = max(1, -(-n // max(1, most)))
     return max(1, -(-n // chunks))
 
 
-@partial(jax.jit, static_argnames=("k", "rule", "method", "signed", "chunk", "mesh"))
-def _solve(
-    x: Float[Array, "n d"],
-    atoms: PreparedAtoms,
-    tol: Array | float,
-    *,
-    k: int,
-    rule: str,
-    method: str,
-    signed: bool,
-    chunk: int,
-    mesh: Mesh | None,
-) -> PursuitResult:
-    how = {"rule": RULES[rule], "signed": signed}
+class _Static(NamedTuple):
+    """What a pursuit is compiled for, beside shapes.
 
+    Attributes:
+        k: steps.
+        rule: name of the rule.
+        method: name of the form.
+        signed: whether negative coefficients are allowed.
+        chunk: rows that are solved at a time.
+        mesh: devices to split rows and atoms over, if any.
+    """
+
+    k: int
+    rule: str
+    method: str
+    signed: bool
+    chunk: int
+    mesh: Mesh | None
+
+
+@partial(jax.jit, static_argnames=("static",))
+def _solve(
+    x: Float[Array, "n d"], atoms: PreparedAtoms, tol: Array | float, static: _Static
+) -> PursuitResult:
     def solve(
         x: Array, atoms: PreparedAtoms, tol: Array | float, axis: str | None = None
     ) -> PursuitResult:
-        steps = partial(METHODS[method], atoms=atoms, tol=tol, axis=axis, **how)
-        return _in_chunks(x, atoms, steps, k=k, chunk=chunk, axis=axis)
+        options = Options(RULES[static.rule], static.signed, tol, axis)
+        steps = partial(METHODS[static.method], atoms=atoms, k=static.k, options=options)
+        chunk = partial(_solve_chunk, atoms=atoms, steps=steps, k=static.k, axis=axis)
+        return _in_chunks(x, chunk, static.chunk)
 
+    mesh = static.mesh
     if mesh is None:
         return solve(x, atoms, tol)
     # Zero rows stop at once and zero atoms never join: any n and m can be split evenly.
@@ -188,16 +202,10 @@ def _solve(
 
 
 def _in_chunks(
-    x: Float[Array, "n d"],
-    atoms: PreparedAtoms,
-    steps: Callable[..., Slots],
-    *,
-    k: int,
-    chunk: int,
-    axis: str | None,
+    x: Float[Array, "n d"], solve: Callable[[Array], PursuitResult], chunk: int
 ) -> PursuitResult:
+    """Solve so many rows at a time; the last chunk is filled up with zero rows, which stop at once."""
     n, d = x.shape
-    solve = partial(_solve_chunk, atoms=atoms, k=k, steps=steps, axis=axis)
     if chunk >= n:
         return solve(x)
     padded = jnp.pad(x, ((0, -n % chunk), (0, 0))).reshape(-1, chunk, d)
@@ -208,8 +216,8 @@ def _solve_chunk(
     x: Float[Array, "n d"],
     *,
     atoms: PreparedAtoms,
+    steps: Callable[[Array, Slots], Slots],
     k: int,
-    steps: Callable[..., Slots],
     axis: str | None,
 ) -> PursuitResult:
     """Rows to unit norm, pursuit, and codes back in units of the atoms as given."""
@@ -218,9 +226,9 @@ def _solve_chunk(
     finite = jnp.all(jnp.isfinite(x), axis=1)
     unit, norm = unit_rows(jnp.where(finite[:, None], x, 0))
     slots = jax.vmap(partial(empty_slots, k=k, dtype=dtype))(finite, norm == 0)
-    slots = steps(unit, slots, k=k)
+    slots = steps(unit, slots)
     status = jnp.where(slots.status == RUNNING, Status.FULL, slots.status)
-    rebuilt = jax.vmap(lambda v, i: mixture(v, i, atoms.unit, None, axis))
+    rebuilt = jax.vmap(lambda v, i: mixture(v, i, atoms.unit, axis=axis))
     left = safe_norm(unit - rebuilt(slots.values, slots.indices))
     scale = jax.vmap(lambda i: at(atoms.norm, i, axis))(slots.indices)
     values = slots.values / jnp.where(scale > 0, scale, 1) * norm[:, None]

@@ -49,21 +49,23 @@ class Support(NamedTuple):
     """What a rule may ask about the atoms of a row's support; only what is called is computed.
 
     Attributes:
+        t: the slot of the atom that was selected last.
         energy: weights [k] -> ||sum_j weights_j atom_j||^2.
         products: () -> float [k], inner products of slot t's atom with those of slots 0 to t.
     """
 
+    t: Int[Array, ""]
     energy: Callable[[Array], Array]
     products: Callable[[], Array]
 
 
 class Rule(NamedTuple):
-    """How values move once an atom has joined: what tells one pursuit from another.
+    """How values move once an atom has joined, in which the pursuits differ.
 
     Attributes:
-        propose: (slots, gradient [k], t, memory, support, signed) -> (values [k], memory). The
-            atom of slot t has just joined if gradient[t] is not 0; values are new ones, at least
-            0 unless signed, that leave a smaller residual.
+        propose: (slots, gradient [k], memory, support, *, signed) -> (values [k], memory). The
+            atom of slot t has just joined if gradient[t] is not 0; the new values are at least 0
+            unless signed, and leave a smaller residual.
         remembers: whether its memory is float [k, k], zeros at first, rather than empty.
         single: whether at most one value moves a step.
     """
@@ -73,8 +75,24 @@ class Rule(NamedTuple):
     single: bool = False
 
     def memory(self, k: int, dtype: jnp.dtype) -> Float[Array, "k k"]:
-        """What it remembers of a row before the first step."""
+        """A row's memory before the first step."""
         return jnp.zeros((k, k) if self.remembers else (0, 0), dtype)
+
+
+class Options(NamedTuple):
+    """How a pursuit runs, in either form.
+
+    Attributes:
+        rule: how values move.
+        signed: whether negative coefficients are allowed.
+        tol: a row stops when its residual norm is at most this.
+        axis: mesh axis along which the atoms are split, if they are.
+    """
+
+    rule: Rule
+    signed: bool
+    tol: Array | float
+    axis: str | None
 
 
 def floor(dtype: jnp.dtype) -> float:
@@ -131,7 +149,7 @@ def finish(
 
 
 def moved(slots: Slots, values: Float[Array, " k"]) -> tuple[Float[Array, 1], Int[Array, 1]]:
-    """By how much the one value that moves does so, and whose it is, as a single slot."""
+    """The change of the one value that moves, and its index, as a single slot."""
     change = values - slots.values
     slot = jnp.argmax(jnp.abs(change))
     return change[slot][None], slots.indices[slot][None]

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdict import pursuit
-from jaxdict.pursuit.solve import _solve
+from jaxdict.pursuit.solve import _solve, _Static
 from tests.jaxdict.on_mesh import gathered
 
 N, D, M, K = 13, 20, 50, 6
@@ -45,9 +45,9 @@ def main(out: str) -> None:
     prepared = pursuit.prepare_atoms(atoms[:48], gram=True, mesh=meshes["both"])
     parts = [leaf.addressable_shards[0].data.shape for leaf in prepared]
     found |= {f"parts/{i}": np.array(shape) for i, shape in enumerate(parts)}
-    how = {"k": K, "rule": "gradient", "method": "residual", "signed": False, "chunk": 16}
+    static = _Static(K, "gradient", "residual", signed=False, chunk=16, mesh=meshes["features"])
     sizes = (jnp.ones((16, D)), pursuit.prepare_atoms(np.ones((512, D), np.float32)), 0.0)
-    text = _solve.lower(*sizes, mesh=meshes["features"], **how).compile().as_text()
+    text = _solve.lower(*sizes, static).compile().as_text()
     np.savez(out, gathered=gathered(text), **found)
 
 

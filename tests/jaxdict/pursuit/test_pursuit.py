@@ -241,12 +241,12 @@ def test_chunks_do_not_change_the_answer():
 
 @both
 def test_memory_stays_below_slots_times_width(method):
-    from jaxdict.pursuit.solve import _solve
+    from jaxdict.pursuit.solve import _solve, _Static
 
     n, d, m, k = 64, 256, 1024, 32
     atoms = prepare_atoms(np.ones((m, d), np.float32), gram=method == "gram")
-    args = {"k": k, "rule": "gradient", "method": method, "signed": False, "chunk": n, "mesh": None}
-    memory = _solve.lower(jnp.ones((n, d)), atoms, 0.0, **args).compile().memory_analysis()
+    static = _Static(k, "gradient", method, signed=False, chunk=n, mesh=None)
+    memory = _solve.lower(jnp.ones((n, d)), atoms, 0.0, static).compile().memory_analysis()
     assert memory.temp_size_in_bytes < n * k * d * 4
 
 
