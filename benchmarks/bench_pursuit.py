@@ -5,7 +5,7 @@ python benchmarks/bench_pursuit.py [--quick] [--only shapes|curves] [--shape N,D
 Ours and the peers (dictionary_learning's gradient pursuit, a plain dense one in torch, scikit-learn's
 orthogonal matching pursuit; each in a process of its own, peers/) take turns on the same rows and as
 many cores. Before anything is timed the error of each is computed from its codes, and ours is held
-not to be larger. What is slow gets fewer rows; its time is scaled and the rows are told.
+not to be larger. What is slow gets fewer rows; its time is scaled, and its rows are printed.
 All run in huge pages where there are any, as `jaxdict train` does.
 Writes results/pursuit.json and, with the curves, docs/pursuit.png.
 """
@@ -189,8 +189,8 @@ def measure(
     }
 
 
-def told(row: dict[str, Any]) -> str:
-    """As a table."""
+def as_table(row: dict[str, Any]) -> str:
+    """A shape's results in plain text."""
     seconds, error = row["seconds for all rows"], row["relative squared error"]
     best = seconds.get("gradient, gram prepared", seconds["gradient, residual"])
     lines = [
@@ -200,15 +200,13 @@ def told(row: dict[str, Any]) -> str:
         f"{'':36}{'seconds':>10}{'x ours':>10}{'rows':>8}{'error':>12}",
     ]
     for name, value in seconds.items():
-        told_error = f"{error[name]:.6f}" if name in error else ""
-        lines.append(
-            f"{name:36}{value:10.3f}{value / best:10.2f}{row['rows'][name]:8}{told_error:>12}"
-        )
+        shown = f"{error[name]:.6f}" if name in error else ""
+        lines.append(f"{name:36}{value:10.3f}{value / best:10.2f}{row['rows'][name]:8}{shown:>12}")
     return "\n".join(lines)
 
 
 def available() -> int:
-    """Bytes of memory that are free to use; on systems that do not tell, 8 GiB."""
+    """Bytes of free memory; 8 GiB where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -272,7 +270,7 @@ def main() -> None:
             large = bool(np.prod(shape, dtype=float) > LARGE)
             rounds = 1 if large else asked.rounds or (2 if trying else 3)
             document.append(measure(*shape, folder=folder, rounds=rounds, few=large))
-            print(told(document[-1]), flush=True)
+            print(as_table(document[-1]), flush=True)
         if asked.only != "shapes" and not asked.shape:
             once = partial(measure, folder=folder, rounds=asked.rounds or 2, few=True)
             found = curves(once, quick=asked.quick)

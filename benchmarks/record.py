@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -14,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from harvest.atomic import write_json
 from jaxdict.devices import huge_pages
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,7 +47,7 @@ def answer(
     *,
     quick: Iterable[tuple[Any, ...]],
 ) -> None:
-    """Measures at every shape, prints each row and writes results/<question>.json.
+    """Measure at every shape, print each row and write results/<question>.json.
 
     With --quick on the command line the `quick` shapes are measured instead, and nothing is written.
     """
@@ -61,7 +61,7 @@ def answer(
 
 
 def save(question: str, rows: list[dict[str, Any]]) -> Path:
-    """Writes results/<question>.json and returns its path."""
+    """Write results/<question>.json; its path."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
     ).stdout.strip()
@@ -79,8 +79,7 @@ def save(question: str, rows: list[dict[str, Any]]) -> Path:
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{question}.json"
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path = write_json(RESULTS / f"{question}.json", document)
     print(f"wrote {path}")
     return path
 

@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole or not at all: written under another name, then moved into place."""
+"""Files and folders written whole or not at all: under another name first, then moved into place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIX = ".tmp"
-"""How the name of what is still being written ends; it begins with a dot."""
+"""Ending of the names of files and folders that are still being written; they begin with a dot."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GREY = "#8a8f98"
 MISSING = "matplotlib is not installed (pip install 'jaxdict[interp]')"
-"""Why a plot is not there."""
+"""Why there is no plot."""
 
 
 def available() -> bool:

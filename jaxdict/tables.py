@@ -36,7 +36,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str =
 
 
 def flat(value: Mapping[str, Any], name: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested values under dotted names; long lists are told by their length."""
+    """Nested values under dotted names."""
     for key, inner in value.items():
         path = f"{name}.{key}" if name else str(key)
         if isinstance(inner, Mapping):
@@ -46,7 +46,7 @@ def flat(value: Mapping[str, Any], name: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def brief(value: Any) -> Any:
-    """A value in few characters."""
+    """A value in few characters; of a long list only its length."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {brief(inner)}" for key, inner in value.items())
     if isinstance(value, float):
@@ -58,23 +58,23 @@ def brief(value: Any) -> Any:
 
 
 def number(value: float | None) -> str:
-    """A number with four digits, or a dash where there is none."""
+    """A number with four digits; a dash for None."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def percent(share: float | None) -> str:
-    """A share in percent, with three digits, or a dash where there is none."""
+    """A share in percent, with three digits; a dash for None."""
     return "-" if share is None else f"{100 * share:.3g}%"
 
 
 def numbers(values: Iterable[float]) -> str:
-    """Numbers in a row; of many the first and the last."""
+    """Numbers in a line; of many the first and the last."""
     texts = [f"{value:.3g}" for value in values]
     return " ".join(texts if len(texts) <= 8 else [*texts[:3], "...", *texts[-2:]])
 
 
 def some(count: int, most: int) -> list[int]:
-    """At most `most` of `count` places, evenly spread, the first and the last among them."""
+    """At most `most` indices below `count`, evenly spread, the first and the last among them."""
     if count <= most:
         return list(range(count))
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -91,7 +91,7 @@ def _draw_pair(panels: Mapping[str, np.ndarray], found: Comparison, a: int, b: i
 
 
 def _highest(values: np.ndarray) -> float:
-    """Where the colours end: at the largest, or at 1 where there is nothing to tell apart."""
+    """Upper end of the colour scale: the largest value, or 1 if all are equal."""
     known = values[np.isfinite(values)]
     apart = known.size and np.ptp(known) > 1e-6 and known.max() > 0
     return float(known.max()) if apart else 1.0
