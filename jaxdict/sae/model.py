@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdict.codes import Codes, gather_rows, inner_products, scatter_rows, top_k, whole_top_k
+from jaxdict.devices import own_indices
 from jaxdict.sae.step_config import SINGLE_DEVICE, Execution
 
 
@@ -201,11 +202,8 @@ def own_slots(execution: Execution, indices: Array, m: int) -> tuple[Array, Arra
         of other devices.
         own: bool [n, k], whether the slot is this device's.
     """
-    if execution.features is None:
-        return indices, jnp.ones(indices.shape, bool)
-    local = indices - jax.lax.axis_index(execution.features) * m
-    own = (local >= 0) & (local < m)
-    return jnp.where(own, local, m + jnp.arange(indices.shape[1])), own
+    elsewhere = m + jnp.arange(indices.shape[1])
+    return own_indices(indices, m, execution.features, elsewhere=elsewhere)
 
 
 class _Slots(NamedTuple):
