@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from peers.processes import OURS, PEERS, THREADS, Way, Worker, workers
@@ -29,8 +29,27 @@ from record import save
 
 from jaxdict.devices import huge_pages
 
-SHAPES = ((256, 768, 8192, 32), (256, 3072, 8192, 32), (1024, 3072, 32768, 64))
-QUICK = ((64, 128, 1024, 16),)
+
+class Shape(NamedTuple):
+    """Size of a problem: n rows of width d, m atoms, k steps."""
+
+    n: int
+    d: int
+    m: int
+    k: int
+
+    @property
+    def work(self) -> float:
+        """Multiply-adds of the residual form."""
+        return float(self.n) * self.d * self.m * self.k
+
+
+SHAPES = (
+    Shape(256, 768, 8192, 32),
+    Shape(256, 3072, 8192, 32),
+    Shape(1024, 3072, 32768, 64),
+)
+QUICK = (Shape(64, 128, 1024, 16),)
 WAYS = {
     "dictionary_learning": Way("with_dictionary_learning_pursuit.py", PEERS),
     "dense torch": Way("with_dense_pursuit.py", PEERS),
@@ -43,13 +62,14 @@ RIVALS = {
 }
 """Which of ours answer the same question as a peer, and may leave no larger an error."""
 LARGE = 1e12
-"""n d m k from which a shape is large: gradient pursuit only, on fewer rows where it is slow."""
+"""Work from which a shape is large: gradient pursuit only, on fewer rows where it is slow."""
 SLACK = 1e-3
 """By how much, relatively, the mean squared residual may be larger for rounding."""
 
 
-def problem(n: int, d: int, m: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def problem(shape: Shape, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows [n, d], sums of k of m random unit atoms with exponential weights and noise; and the atoms."""
+    n, d, m, k = shape
     rng = np.random.default_rng(seed)
     atoms = rng.standard_normal((m, d), np.float32)
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
@@ -97,28 +117,23 @@ def ours(
     return found
 
 
-def peer_rows(name: str, n: int, d: int, m: int, k: int) -> int:
+def peer_rows(name: str, shape: Shape) -> int:
     """Rows that a peer gets: all, unless it would take minutes; 0 if its Gram matrix is too large."""
     if name == "scikit-learn OMP":
-        return min(n, 32) if m <= 16384 else 0
-    return n if n * d * m * k < 3e11 else min(n, 16)
+        return min(shape.n, 32) if shape.m <= 16384 else 0
+    return shape.n if shape.work < 3e11 else min(shape.n, 16)
 
 
-def own_rows(n: int, d: int, m: int, k: int) -> int:
+def own_rows(shape: Shape) -> int:
     """Rows that our residual form gets: all, unless it would take minutes."""
-    return n if n * d * m * k < LARGE else min(n, 64)
+    return shape.n if shape.work < LARGE else min(shape.n, 64)
 
 
-def measure(
-    n: int, d: int, m: int, k: int, *, folder: Path, rounds: int, few: bool = False
-) -> dict[str, Any]:
+def measure(shape: Shape, *, folder: Path, rounds: int, few: bool = False) -> dict[str, Any]:
     """Seconds and relative squared error of all at one shape.
 
     Args:
-        n: rows.
-        d: width.
-        m: atoms.
-        k: steps.
+        shape: of the problem.
         folder: where the problem is written for the peers.
         rounds: turns of each.
         few: gradient pursuit only, for the curves and for large shapes.
@@ -128,11 +143,12 @@ def measure(
 
     from jaxdict.pursuit import choose_method
 
-    x, atoms = problem(n, d, m, k)
+    n, d, m, k = shape
+    x, atoms = problem(shape)
     gram = available() > 4 * m * m * 4
     load = os.getloadavg()[0]
     on_device = jnp.asarray(x), jnp.asarray(atoms)
-    solvers = ours(*on_device, k, gram=gram, few=few, rows=own_rows(n, d, m, k))
+    solvers = ours(*on_device, k, gram=gram, few=few, rows=own_rows(shape))
     left = {name: np.asarray(solve().residual_norm, np.float64) for name, solve in solvers.items()}
     squares = np.square(x, dtype=np.float64).sum(1)
     rows = {name: len(norm) for name, norm in left.items()}
@@ -140,7 +156,7 @@ def measure(
         name: float(np.square(norm).sum() / squares[: len(norm)].sum())
         for name, norm in left.items()
     }
-    wanted = {name: peer_rows(name, n, d, m, k) for name in WAYS}
+    wanted = {name: peer_rows(name, shape) for name in WAYS}
     ways = {name: way for name, way in WAYS.items() if wanted[name] and way.python.exists()}
     if few:
         ways.pop("scikit-learn OMP", None)
@@ -176,7 +192,7 @@ def measure(
     rows["floor: x @ atoms.T"] = n
     seconds = {name: statistics.median(t) * n / rows[name] for name, t in taken.items()}
     return {
-        "shape": {"n": n, "d": d, "m": m, "k": k},
+        "shape": shape._asdict(),
         "auto": choose_method(n, d, m, k),
         "threads": THREADS,
         "load average before": load,
@@ -262,18 +278,18 @@ def main() -> None:
     trying = asked.quick or asked.shape is not None
     shapes = QUICK if asked.quick else SHAPES
     if asked.shape:
-        shapes = (tuple(int(part) for part in asked.shape.split(",")),)
+        shapes = (Shape(*map(int, asked.shape.split(","))),)
     document = []
     with tempfile.TemporaryDirectory(prefix="bench-pursuit-") as place:
         folder = Path(place)
         for shape in shapes if asked.only != "curves" else ():
-            large = bool(np.prod(shape, dtype=float) > LARGE)
+            large = shape.work > LARGE
             rounds = 1 if large else asked.rounds or (2 if trying else 3)
-            document.append(measure(*shape, folder=folder, rounds=rounds, few=large))
+            document.append(measure(shape, folder=folder, rounds=rounds, few=large))
             print(as_table(document[-1]), flush=True)
         if asked.only != "shapes" and not asked.shape:
             once = partial(measure, folder=folder, rounds=asked.rounds or 2, few=True)
-            found = curves(once, quick=asked.quick)
+            found = curves(lambda **sizes: once(Shape(**sizes)), quick=asked.quick)
             regained = recovery(quick=asked.quick)
             document.append({"curves": found, "recovery": regained})
             docs = Path(__file__).parents[1] / "docs"
