@@ -20,8 +20,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield the path of a file to write, which takes the place of `path` when the block ends well.
 
     If the block raises, what it wrote is removed and `path` is left as it was. The file gets the
-    permissions that the umask gives a new file, whatever wrote it.
+    permissions that the umask gives a new file, whatever wrote it. A symbolic link stays one: the file
+    that it leads to is replaced.
     """
+    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file() and not path.is_dir():
         yield path  # a pipe or a device, whose place no file may take
         return

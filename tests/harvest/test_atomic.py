@@ -182,3 +182,12 @@ def test_a_pipe_or_a_device_is_written_to_and_stays_one(tmp_path):
     finally:
         os.close(reads)
     assert pipe.is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "inner").mkdir()
+    path = make("file", tmp_path / "inner")
+    (tmp_path / "link").symlink_to(path)
+    write_json(tmp_path / "link", [2])
+    assert (tmp_path / "link").is_symlink() and json.loads(old(path)) == [2]
+    assert os.listdir(path.parent) == ["old"]
