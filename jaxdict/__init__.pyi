@@ -8,5 +8,5 @@ from .itda.train import train_itda as train_itda
 from .pursuit import gradient_pursuit as gradient_pursuit
 from .pursuit import prepare_atoms as prepare_atoms
 from .sae.module import SAE as SAE
-from .training.module import load_sae as load_sae
+from .training.saved_run import load_sae as load_sae
 from .training.train import train_sae as train_sae

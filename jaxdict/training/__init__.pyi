@@ -1,7 +1,7 @@
 from .batches import Normalizations as Normalizations
-from .module import initial_sae as initial_sae
-from .module import load_sae as load_sae
+from .initialize import initial_sae as initial_sae
 from .saved_run import Trained as Trained
+from .saved_run import load_sae as load_sae
 from .saved_run import read_sae as read_sae
 from .sweep import Member as Member
 from .sweep import ResolvedSettings as ResolvedSettings

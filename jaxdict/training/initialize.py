@@ -7,14 +7,15 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array
 
 from jaxdict.dictionary import ENCODER_KINDS
 from jaxdict.rows import Loader, Normalization, floats, normalize, to_device
-from jaxdict.sae import SAEParams, TrainState, initial_state, kinds, state_of
+from jaxdict.sae import SAE, SAEParams, TrainSAEConfig, TrainState, initial_state, kinds, state_of
 from jaxdict.training import sweep
 from jaxdict.training.batches import Normalizations
-from jaxdict.training.sweep import Member
+from jaxdict.training.sweep import Member, resolve
 
 
 def random_state(member: Member, normalizations: Normalizations) -> TrainState:
@@ -109,3 +110,21 @@ def threshold_from_rows(
     batches.close()
     codes = kinds.encode(params._replace(threshold=None), z, k)
     return float(jnp.maximum(jnp.mean(codes.values[:, -1]), 1e-6))
+
+
+def initial_sae(config: TrainSAEConfig, d: int, *, d_out: int | None = None, rngs: nnx.Rngs) -> SAE:
+    """An untrained autoencoder of the kind and size that settings ask for.
+
+    Args:
+        config: settings of `jaxdict train sae`.
+        d: width of a row.
+        d_out: width of the rows that a transcoder rebuilds; None for an autoencoder.
+        rngs: Flax's random streams; `params` is used.
+
+    Raises:
+        ValueError: k is above m.
+    """
+    resolved, kind = resolve(config, d), config.model.kind
+    sae = SAE(d=d, m=resolved.m, k=resolved.slots, kind=kind, d_out=d_out, rngs=rngs)
+    sae.encoder[...] = config.model.encoder_scale * sae.encoder[...]
+    return sae

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from harvest.atomic import write_json
 from harvest.store import Store
 from jaxdict.flags import flatten, resumable, settings_of
-from jaxdict.rows import Source, load_normalization, source_of
+from jaxdict.rows import Source, load_normalization, source_of, to_device
 from jaxdict.runs import (
     CONFIG,
     NORMALIZATION,
@@ -19,8 +19,9 @@ from jaxdict.runs import (
     Checkpoints,
     describe,
     open_run,
+    read_run,
 )
-from jaxdict.sae import SAEParams, TrainSAEConfig, TrainState
+from jaxdict.sae import SAE, SAEParams, TrainSAEConfig, TrainState
 from jaxdict.training.batches import Normalizations
 from jaxdict.training.initialize import random_state
 from jaxdict.training.sweep import Member, resolve
@@ -143,3 +144,32 @@ def _config_of(run: Path, description: dict[str, Any]) -> TrainSAEConfig:
     settings |= {name: Path(settings[name]) for name in ("store", "out")}
     settings |= {name: tuple(settings[name]) for name in ("steps", "sweep")}
     return TrainSAEConfig.of(**settings)
+
+
+def load_sae(run: Path | str, *, checkpoint: str = "newest") -> SAE:
+    """The autoencoder that `jaxdict train sae` trained; it acts on raw rows, through the run's normalization.
+
+    Args:
+        run: folder of one dictionary's run.
+        checkpoint: newest, or best by held-out FVU.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: the run of an ITDA, of several dictionaries, or without such a checkpoint.
+    """
+    run = Path(run)
+    description = read_run(run)
+    if description.get("kind") == "itda":
+        raise ValueError(
+            f"expected a run of `jaxdict train sae`, got {run}, an ITDA, which has no encoder; "
+            "export it and use jaxdict.encode"
+        )
+    trained = read_sae(run, description, checkpoint=checkpoint)
+    site, target = trained.normalizations
+    return SAE.from_params(
+        trained.params,
+        trained.slots,
+        kind=trained.config.model.kind,
+        normalizer=to_device(site),
+        target_normalizer=None if target is None else to_device(target),
+    )

@@ -11,7 +11,7 @@ from jaxdict import cli, decode, encode, load_dictionary, load_sae
 from jaxdict.rows.source import floats, source_of
 from jaxdict.runs.folder import CONFIG
 from jaxdict.sae.config import TrainSAEConfig
-from jaxdict.training.module import initial_sae
+from jaxdict.training.initialize import initial_sae
 from tests.jaxdict.command import words
 from tests.jaxdict.planted import SITE, write_planted_store
 
