@@ -49,7 +49,7 @@ def fold(
         params: the autoencoder in normalized space.
         normalization: the map of the rows it reads.
         k: slots kept a row.
-        kind: one of `jaxdict.dictionary.files.ENCODER_KINDS`.
+        kind: one of `jaxdict.dictionary.ENCODER_KINDS`.
         target: of a transcoder, the map of the rows it rebuilds.
         target_site: of a transcoder, the site it rebuilds, for the dictionary's card.
 

@@ -190,7 +190,7 @@ class SparsityPenaltyConfig:
 
 @dataclass(frozen=True)
 class DeadFeaturesConfig:
-    """Which features count as dead, and what revives them."""
+    """Which features count as dead, and what brings them back."""
 
     aux: float = 1 / 32
     """Weight of the AuxK loss, which lets dead features rebuild the residual; 0 means none."""
