@@ -40,67 +40,22 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "interp": (),
     "harvest.config": ("harvest.flags",),
     "harvest.shapes": ("harvest.atomic",),
-    "harvest.store": (
-        "harvest.atomic",
-        "harvest.units",
-    ),
-    "jaxdict.cli": (
-        "jaxdict.devices",
-        "jaxdict.flags",
-    ),
+    "harvest.store": ("harvest.atomic", "harvest.units"),
+    "jaxdict.cli": ("jaxdict.devices", "jaxdict.flags"),
     "jaxdict.plots": ("harvest.atomic",),
-    "jaxdict.pursuit": (
-        "jaxdict.codes",
-        "jaxdict.devices",
-    ),
+    "jaxdict.pursuit": ("jaxdict.codes", "jaxdict.devices"),
     "steer.config": ("harvest.flags",),
     "interp.config": ("harvest.flags",),
-    "harvest.models": (
-        "harvest.shapes",
-        "harvest.store",
-    ),
-    "harvest.shapes.training": (
-        "harvest.atomic",
-        "harvest.shapes",
-    ),
+    "harvest.models": ("harvest.shapes", "harvest.store"),
+    "harvest.shapes.training": ("harvest.atomic", "harvest.shapes"),
     "jaxdict": ("jaxdict.cli",),
-    "jaxdict.demo": (
-        "harvest.atomic",
-        "harvest.flags",
-        "harvest.store",
-        "jaxdict.cli",
-    ),
-    "jaxdict.dictionary": (
-        "harvest.atomic",
-        "jaxdict.codes",
-        "jaxdict.devices",
-        "jaxdict.pursuit",
-    ),
-    "jaxdict.rows": (
-        "harvest.atomic",
-        "harvest.flags",
-        "jaxdict.flags",
-        "harvest.store",
-    ),
+    "jaxdict.demo": ("harvest.atomic", "harvest.flags", "harvest.store", "jaxdict.cli"),
+    "jaxdict.dictionary": ("harvest.atomic", "jaxdict.codes", "jaxdict.devices", "jaxdict.pursuit"),
+    "jaxdict.rows": ("harvest.atomic", "harvest.flags", "jaxdict.flags", "harvest.store"),
     "steer.edits": ("steer.config",),
-    "harvest.prompts": (
-        "harvest.atomic",
-        "harvest.shapes",
-        "harvest.store",
-        "harvest.models",
-    ),
-    "jaxdict.metrics": (
-        "jaxdict.codes",
-        "jaxdict.pursuit",
-        "jaxdict.dictionary",
-        "jaxdict.rows",
-    ),
-    "jaxdict.runs": (
-        "harvest.atomic",
-        "jaxdict.flags",
-        "jaxdict.plots",
-        "jaxdict.rows",
-    ),
+    "harvest.prompts": ("harvest.atomic", "harvest.shapes", "harvest.store", "harvest.models"),
+    "jaxdict.metrics": ("jaxdict.codes", "jaxdict.pursuit", "jaxdict.dictionary", "jaxdict.rows"),
+    "jaxdict.runs": ("harvest.atomic", "jaxdict.flags", "jaxdict.plots", "jaxdict.rows"),
     "jaxdict.sae": (
         "harvest.flags",
         "jaxdict.codes",
@@ -109,10 +64,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "jaxdict.dictionary",
         "jaxdict.rows",
     ),
-    "steer.coder": (
-        "steer.pursuit",
-        "jaxdict.dictionary",
-    ),
+    "steer.coder": ("steer.pursuit", "jaxdict.dictionary"),
     "harvest": (
         "harvest.sites",
         "harvest.units",
@@ -214,15 +166,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "jaxdict.runs",
         "jaxdict.itda",
     ),
-    "interp.report": (
-        "harvest.atomic",
-        "interp",
-        "harvest.store",
-        "interp.config",
-        "interp.index",
-    ),
+    "interp.report": ("harvest.atomic", "interp", "harvest.store", "interp.config", "interp.index"),
 }
-"""From the ground up: what each room imports, all of which stands above it. A file belongs to the longest name."""
+"""What each room imports, from the lowest room up: each row names only rooms of rows before it.
+
+A file belongs to the row of the longest name that it begins with.
+"""
 
 LIGHT: dict[str, set[str]] = {
     "harvest.atomic": set(),
