@@ -114,11 +114,12 @@ def write_json(path: Path, value: Any, *, indent: int = 2, allow_nan: bool = Tru
     return write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, encoding: str = "utf-8") -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: its file.
+        encoding: of its text.
 
     Returns:
         What it holds, by name.
@@ -128,7 +129,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: damaged, or something other than an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding=encoding))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"expected JSON in {path}, got a damaged file ({error})") from None
     if not isinstance(value, dict):

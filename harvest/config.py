@@ -33,9 +33,9 @@ class HarvestConfig:
     tokens_per_image: int = 0
     """Tokens of each stream that are kept of an image, drawn anew for each image from the seed. 0 means all."""
     prompts: str = "shapes"
-    """Where prompts come from: shapes (captions of the embedded world), a .txt, .jsonl, .csv or .parquet file, or a data set of the hub (hf:owner/name)."""
+    """Where prompts come from: shapes (captions of the embedded world), a .txt, .jsonl, .csv, .tsv, .parquet or COCO .json file, or a data set of the hub (hf:owner/name)."""
     prompt_column: str = "prompt"
-    """Field or column that holds the prompt in a .jsonl, .csv or .parquet file or a data set."""
+    """Field or column that holds the prompt in a .jsonl, .csv, .tsv, .json or .parquet file or a data set."""
     images: int = 0
     """Images to make; prompts of a file are used in order and repeated as needed. 0 means each prompt of the file once, or 1000 captions."""
     steps: int = 0

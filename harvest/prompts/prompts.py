@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harvest.prompts.readers import COLUMN, FILES, Prompt, read_dataset
+from harvest.prompts.readers import COLUMN, FILE_KINDS, FILES, Prompt, read_dataset
 
 _HUB = "hf:"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -24,7 +24,7 @@ class PromptList(NamedTuple):
     Attributes:
         prompts: in the order of the source; of equal texts the first.
         duplicates: how many were left out because an earlier one has the same text.
-        blank: how many rows were left out because they hold no prompt (Parquet and datasets only).
+        blank: how many rows were left out because they hold no prompt.
     """
 
     prompts: list[Prompt]
@@ -58,12 +58,13 @@ def read_prompts(
             - `shapes`: captions of the embedded world, drawn from `seed`;
             - a `.txt` file with a prompt a line;
             - a `.jsonl` file with an object a line, its prompt and perhaps its `labels`;
-            - a `.csv` file with a column of prompts, its other columns being labels;
+            - a `.csv` or `.tsv` file with a column of prompts, its other columns being labels;
+            - a `.json` file of captions in COCO's form (`annotations`, each with a `caption`);
             - a `.parquet` file with a column of prompts and perhaps one of `labels`
               (needs pyarrow);
             - `hf:owner/name`, `hf:owner/name/config` or `hf:owner/name:split`, a data set of
               the hub that is streamed, or a folder of files that `datasets` can load (needs
-              datasets); plain `owner/name` works too, unless that is a file of prompts. The split is `train`
+              datasets); plain `owner/name` works too, unless there is a file of that name. The split is `train`
               unless there is only one.
         images: how many are needed at most; no more of the source is read. 0 means all of them, or
             1000 captions.
@@ -81,23 +82,28 @@ def read_prompts(
     """
     if source == "shapes":
         return PromptList(_captions(images or 1000, seed))
-    path = Path(source)
-    if path.suffix in FILES and not source.startswith(_HUB) and not path.is_dir():
+    path = Path(source).expanduser()
+    kind = path.suffix.lower()
+    if kind in FILES and not source.startswith(_HUB) and not path.is_dir():
         if not path.is_file():
             raise ValueError(f"expected a file of prompts at {path}, but nothing is there")
         try:
-            found = _unique(FILES[path.suffix](path, prompt_column), images)
+            found = _unique(FILES[kind](path, prompt_column), images)
         except UnicodeDecodeError as error:
             raise ValueError(f"expected {path} to be UTF-8 text, got {error.reason}") from error
+    elif path.is_file() and not source.startswith(_HUB):
+        raise ValueError(f"expected prompts in a {FILE_KINDS}, got the file {path}; convert it")
     elif source.startswith(_HUB) or path.is_dir() or _HUB_NAME.fullmatch(source):
         found = _unique(read_dataset(source.removeprefix(_HUB), prompt_column), images)
     else:
         raise ValueError(
-            "expected prompts to be shapes, a .txt, .jsonl, .csv or .parquet file, or a data set "
-            f"such as hf:owner/name, got {source!r}"
+            f"expected prompts to be shapes, a {FILE_KINDS}, or a data set such as hf:owner/name, "
+            f"got {source!r}"
         )
     if not found.prompts:
-        raise ValueError(f"expected at least one prompt in {source}, got an empty file")
+        raise ValueError(
+            f"expected at least one prompt in {source}, got none: it is empty, or every row is blank"
+        )
     return found
 
 

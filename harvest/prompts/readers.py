@@ -1,18 +1,29 @@
-"""Readers of prompts: text, JSON lines, CSV, Parquet, and data sets of the hub, all row by row."""
+"""Readers of prompts: text, JSON lines, CSV, TSV, COCO captions, Parquet, and data sets of the hub.
+
+One rule for all: a row whose prompt is missing or blank is given as None, for the caller to count; labels are
+an object from attributes to texts or numbers, and anything else called `labels` is left alone.
+"""
 
 from __future__ import annotations
 
 import csv
 import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from harvest.atomic import read_json
+
 COLUMN = "prompt"
+FILE_KINDS = ".txt, .jsonl, .csv, .tsv, .parquet or COCO .json file"
+"""The files of `FILES`, for messages."""
 _OTHER_COLUMNS = ("caption", "text")
+_LONGEST = 2**31 - 1
+"""Characters that a field of a table may have; the csv module's own limit is 131,072."""
 
 
 class Prompt(NamedTuple):
@@ -71,11 +82,14 @@ def read_dataset(source: str, column: str) -> Iterator[Prompt | None]:
 
 
 def _column(names: Sequence[str], wanted: str, where: str) -> str:
-    """The column that holds the prompts."""
-    others = [name for name in _OTHER_COLUMNS if name in names]
+    """The column that holds the prompts; upper and lower case matter only where two names differ in them."""
+    alike = [name for name in names if name.lower() == wanted.lower()]
+    others = [name for name in names if name.lower() in _OTHER_COLUMNS]
     if wanted in names:
         return wanted
-    if wanted == COLUMN and len(others) == 1:
+    if len(alike) == 1:
+        return alike[0]
+    if wanted == COLUMN and not alike and len(others) == 1:
         return others[0]
     raise ValueError(
         f"expected a column {wanted!r} in {where}, got {', '.join(names) or 'none'}; "
@@ -83,43 +97,81 @@ def _column(names: Sequence[str], wanted: str, where: str) -> str:
     )
 
 
-def _read_txt(path: Path, column: str) -> Iterator[Prompt]:
+def _read_txt(path: Path, column: str) -> Iterator[Prompt | None]:
     with path.open(encoding="utf-8-sig") as lines:
         for line in lines:
-            if line.strip():
-                yield Prompt(line.strip(), {})
+            yield Prompt(line.strip(), {}) if line.strip() else None
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[Prompt]:
+def _read_jsonl(path: Path, column: str) -> Iterator[Prompt | None]:
     known = ""
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            wanted = (
-                f"expected line {number} of {path} to be an object with a text {known or column!r}"
-            )
+            where = f"line {number} of {path}"
+            wanted = f"expected {where} to be an object with a text {known or column!r}"
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{wanted}, got no JSON ({error.msg})") from error
             if not isinstance(entry, dict):
                 raise ValueError(f"{wanted}, got {line.strip()[:80]}")
-            known = known or _column(list(entry), column, f"line {number} of {path}")
-            if not isinstance(entry.get(known), str):
+            known = known or _column(list(entry), column, where)
+            if known not in entry:
                 raise ValueError(f"{wanted}, got {line.strip()[:80]}")
-            yield Prompt(entry[known], _labels(entry.get("labels") or {}, wanted))
+            yield _row(entry, known, where)
 
 
-def _read_csv(path: Path, column: str) -> Iterator[Prompt]:
+def _read_coco(path: Path, column: str) -> Iterator[Prompt | None]:
+    """Caption annotations: `{"annotations": [{"caption": ...}, ...]}`."""
+    content = read_json(path, encoding="utf-8-sig")
+    annotations = content.get("annotations")
+    if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
+        raise ValueError(
+            f"expected COCO captions in {path}, a list of objects under 'annotations', got "
+            f"{', '.join(content) or 'an empty object'}; name a .jsonl file for an object a line"
+        )
+    for number, one in enumerate(annotations, 1):
+        where = f"annotation {number} of {path}"
+        yield _row(one, _column(list(one), column, where), where)
+
+
+def _read_table(path: Path, column: str, *, delimiter: str) -> Iterator[Prompt | None]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        column = _column(rows.fieldnames or (), column, str(path))
-        for row in rows:
-            if not (row[column] or "").strip():
-                raise ValueError(f"expected a prompt in line {rows.line_num} of {path}, got none")
-            others = {k: [v] for k, v in row.items() if k and k != column and v}
-            yield Prompt(row[column].strip(), others)
+        rows = _table_rows(file, path, delimiter)
+        _, names = next(rows, (1, []))
+        column = _column(names, column, str(path))
+        for line, row in rows:
+            if any(row[len(names) :]):
+                raise ValueError(
+                    f"expected at most {len(names)} fields in line {line} of {path}, as in its header, "
+                    f"got {len(row)}; put a prompt that holds the separator in quotes"
+                )
+            entry = dict(zip(names, row, strict=False))
+            labels = {name: value for name, value in entry.items() if name != column and value}
+            yield _row(
+                {column: entry.get(column), "labels": labels}, column, f"line {line} of {path}"
+            )
+
+
+def _table_rows(file: Iterable[str], path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not empty, with the number of the line in which each begins."""
+    csv.field_size_limit(_LONGEST)
+    rows = csv.reader(file, delimiter=delimiter, strict=True)
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(
+                f"expected a row in line {line} of {path}, got a quote there that does not close before "
+                f"a separator or the end of the file ({error}); close it, or double a quote inside quotes"
+            ) from error
+        if row:
+            yield line, row
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Prompt | None]:
@@ -155,7 +207,7 @@ def _dataset_name(source: str) -> tuple[str, str | None, str]:
 def _unreachable(source: str, error: Exception) -> str:
     return (
         f"expected a data set of the hub, or a folder of one, at {source}, got {_line(error)}; "
-        "check its name and the network, or name a .txt, .jsonl, .csv or .parquet file"
+        f"check its name and the network, or name a {FILE_KINDS}"
     )
 
 
@@ -190,14 +242,23 @@ def _row(row: Mapping[str, Any], column: str, where: str) -> Prompt | None:
     return Prompt(text, _labels(known, f"expected {where} to hold a text {column!r}"))
 
 
-def _labels(labels: Any, wanted: str) -> dict[str, list[str]]:
-    if not isinstance(labels, dict):
-        raise ValueError(f"{wanted} and 'labels' from attributes to values, got {labels!r}")
+def _labels(labels: Mapping[str, Any], wanted: str) -> dict[str, list[str]]:
     lists = {k: v if isinstance(v, list) else [v] for k, v in labels.items()}
-    if not all(isinstance(value, str) for values in lists.values() for value in values):
-        raise ValueError(f"{wanted} and labels that are texts, got {labels!r}")
-    return lists
+    for value in (value for values in lists.values() for value in values):
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"{wanted} and labels that are texts or numbers, got {value!r}")
+    return {
+        name: [value if isinstance(value, str) else json.dumps(value) for value in values]
+        for name, values in lists.items()
+    }
 
 
-FILES = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+FILES: dict[str, Callable[[Path, str], Iterator[Prompt | None]]] = {
+    ".txt": _read_txt,
+    ".jsonl": _read_jsonl,
+    ".csv": partial(_read_table, delimiter=","),
+    ".tsv": partial(_read_table, delimiter="\t"),
+    ".json": _read_coco,
+    ".parquet": _read_parquet,
+}
 """Suffix -> reader(path, column), which gives the prompts; None where a row holds none."""

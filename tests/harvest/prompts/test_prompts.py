@@ -248,13 +248,32 @@ def test_a_hub_that_is_out_of_reach_is_one_line(source, tmp_path):
     ("name", "text", "message"),
     [
         ("p.txt", "\n \n", "at least one prompt"),
-        ("p.md", "a dog", "a .txt, .jsonl, .csv or .parquet file"),
+        ("p.md", "a dog", r"a .txt, .jsonl, .csv, .tsv, .parquet or COCO .json file, got the file"),
         ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}', "line 2 .* an object with a text 'prompt'"),
         ("p.jsonl", '{"prompt": "a"', "line 1 .*no JSON"),
-        ("p.jsonl", '{"prompt": "a", "labels": {"n": 3}}', "labels that are texts"),
-        ("p.jsonl", '{"prompt": "a", "labels": ["n"]}', "from attributes to values"),
+        ("p.jsonl", '{"prompt": 3}', "the column 'prompt' to hold text, got int in line 1"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "labels": {"n": {"m": 3}}}',
+            "labels that are texts or numbers",
+        ),
         ("p.csv", "title\na\n", "a column 'prompt'"),
-        ("p.csv", "prompt,x\na,1\n,2\n", "line 3"),
+        ("p.csv", "prompt,x\n,1\n", "at least one prompt .*every row is blank"),
+        ("p.csv", "prompt,x\na,1\nb, c,2\n", "at most 2 fields in line 3 .* got 3; put a prompt"),
+        (
+            "p.csv",
+            'prompt,x\na,1\n"b,2\nc,3\n',
+            "a row in line 3 .*a quote there that does not close",
+        ),
+        ("p.csv", 'prompt,x\n"a\nb",1\n"c" d,2\n', "a row in line 4 .*a quote there"),
+        (
+            "p.TSV",
+            "prompt\tx\na\t1\t2\n",
+            "at most 2 fields in line 2 .*TSV, as in its header, got 3",
+        ),
+        ("p.json", '["a"]', "expected a JSON object in .*json, got list"),
+        ("p.json", '{"captions": []}', "COCO captions in .*under 'annotations', got captions"),
+        ("p.json", '{"annotations": [{"id": 1}]}', "a column 'prompt' in annotation 1"),
     ],
 )
 def test_a_bad_file_is_refused_by_its_line(tmp_path, name, text, message):
