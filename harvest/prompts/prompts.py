@@ -94,7 +94,8 @@ def read_prompts(
     elif path.is_file() and not source.startswith(_HUB):
         raise ValueError(f"expected prompts in a {FILE_KINDS}, got the file {path}; convert it")
     elif source.startswith(_HUB) or path.is_dir() or _HUB_NAME.fullmatch(source):
-        found = _unique(read_dataset(source.removeprefix(_HUB), prompt_column), images)
+        place = str(path) if path.is_dir() else source.removeprefix(_HUB)
+        found = _unique(read_dataset(place, prompt_column), images)
     else:
         raise ValueError(
             f"expected prompts to be shapes, a {FILE_KINDS}, or a data set such as hf:owner/name, "

@@ -57,9 +57,8 @@ def read_dataset(source: str, column: str) -> Iterator[Prompt | None]:
         splits = datasets.load_dataset(name, config, streaming=True)
         data = splits.get(split or ("train" if len(splits) > 1 else next(iter(splits), "")))
         names = None if data is None else data.column_names or list(next(iter(data), {}))
-    except (
-        Exception
-    ) as error:  # the hub, the network and each file format raise errors of their own
+    # The hub, the network and each file format raise errors of their own.
+    except Exception as error:
         raise ValueError(_unreachable(source, error)) from error
     if data is None or names is None:
         raise ValueError(

@@ -95,3 +95,7 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "p.txt").write_text("a dog\n")
     assert texts("~/p.txt") == ["a dog"]
+    pytest.importorskip("datasets")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.jsonl").write_text('{"prompt": "a cat"}\n')
+    assert texts("~/folder") == ["a cat"]
