@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from typing import Any
+
+from harvest import units
 
 
 def expect(condition: bool, name: str, expected: str, got: object, do: str = "") -> None:
@@ -32,6 +35,37 @@ def at_least(config: Any, least: float, names: Collection[str], expected: str) -
     for name in names:
         value = getattr(config, name)
         expect(value >= least, name, expected, value, "raise it")
+
+
+def in_memory(flags: Collection[str], got: object, needed: float, what: str) -> None:
+    """Check, before anything is made, that what settings ask for fits into this machine's memory.
+
+    Args:
+        flags: The fields that it grows with, the one to lower first.
+        got: What came for the first of them.
+        needed: Bytes that it takes at least.
+        what: What takes them, for instance "the weights and their moments".
+
+    Raises:
+        ValueError: It takes more than all memory of the machine.
+    """
+    room = machine_memory()
+    names = ["--" + name.replace("_", "-") for name in flags]
+    expect(
+        needed <= room,
+        next(iter(flags)),
+        f"what fits into this machine's {units.size(room)} of memory ({what} would take {units.size(needed)})",
+        got,
+        f"lower {' or '.join(names)}",
+    )
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or 2**62 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**62
 
 
 def captured_steps(config: Any) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 def size(count: float) -> str:
     """Bytes in decimal units, for instance 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} TB"
+    return f"{count:.3g} PB"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxdict.devices import huge_pages
-from jaxdict.flags import from_flat
+from jaxdict.flags import flatten, from_flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,41 @@ def call(words: Sequence[str]) -> Any:
         )
     verb = VERBS[name]
     config = _parse(name, verb, list(words[name.count(" ") + 1 :]))
-    return _load(verb.function)(config)
+    try:
+        return _load(verb.function)(config)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if not _too_large(error):
+            raise
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{said}; expected sizes that fit into memory, got {_largest(config)}; "
+            "lower the size that is too large"
+        ) from error
+
+
+def _too_large(error: BaseException) -> bool:
+    """Whether memory did not suffice for a size that was asked for: what NumPy, JAX and torch raise then."""
+    text = str(error).lower()
+    words = (
+        "resource_exhausted",
+        "out of memory",
+        "allocate memory",
+        "not enough memory",
+        "overflow",
+    )
+    return isinstance(error, MemoryError | OverflowError) or any(word in text for word in words)
+
+
+def _largest(config: Any) -> str:
+    """The largest numbers among the settings, each as its flag."""
+    sizes = {}
+    for name, value in flatten(dataclasses.asdict(config)).items():
+        values = value if isinstance(value, tuple) else (value,)
+        numbers = [one for one in values if isinstance(one, int) and not isinstance(one, bool)]
+        if numbers and name != "seed":
+            sizes["--" + name.replace("_", "-")] = max(numbers)
+    most = sorted(sizes, key=lambda flag: -sizes[flag])[:3]
+    return ", ".join(f"{flag} {sizes[flag]}" for flag in most)
 
 
 def _verb_in(words: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harvest.store import create_store
@@ -166,3 +167,20 @@ def test_another_pipe_that_breaks_is_an_error(tmp_path):
         os.close(pipe)
         assert inspect.stderr.read() == "jaxdict: [Errno 32] Broken pipe\n"
     assert inspect.returncode == 2
+
+
+def ask_for_memory(config):
+    """A verb that makes an array of `itda_atoms`, unchecked."""
+    return np.zeros(config.itda_atoms)
+
+
+def test_memory_that_does_not_suffice_is_one_line_that_names_the_largest_settings(
+    monkeypatch, capsys
+):
+    verb = cli.Verb("jaxdict.demo.config:DemoConfig", "tests.test_cli:ask_for_memory", "")
+    monkeypatch.setitem(cli.VERBS, "ask", verb)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["ask", "--itda-atoms", str(10**17), "--rows", "77000000"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"got --itda-atoms {10**17}, --rows 77000000, --itda-rows 100000; lower" in error

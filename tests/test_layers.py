@@ -29,9 +29,9 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harvest.atomic": (),
-    "harvest.flags": (),
     "harvest.sites": (),
     "harvest.units": (),
+    "harvest.flags": ("harvest.units",),
     "jaxdict.codes": (),
     "jaxdict.devices": (),
     "jaxdict.flags": (),

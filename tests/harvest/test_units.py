@@ -13,7 +13,8 @@ from harvest.units import duration, size
         (1000, "1 kB"),
         (1.5e9, "1.5 GB"),
         (2e12, "2 TB"),
-        (3e15, "3e+03 TB"),
+        (3e15, "3 PB"),
+        (4e18, "4e+03 PB"),
     ],
 )
 def test_sizes(count, text):
