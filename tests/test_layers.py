@@ -29,6 +29,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harvest.atomic": (),
+    "harvest.hashing": (),
     "harvest.sites": (),
     "harvest.units": (),
     "harvest.flags": ("harvest.units",),
