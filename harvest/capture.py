@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harvest.models import uncompiled, unwrapped
 from harvest.sites import Site, parse_site
 
 _LISTS = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
@@ -24,10 +26,11 @@ class Capture:
     """Keeps the activations of chosen sites while a pipeline runs.
 
     A context manager: it sets its hooks on entry and removes them on exit, whatever is raised. Only
-    the requested stream of each site is copied, as bfloat16, once a step.
+    the requested stream of each site is copied, as bfloat16, once a step. A compiled transformer runs
+    uncompiled meanwhile, as compiled code would not call the hooks.
 
     Args:
-        transformer: a `FluxTransformer2DModel`. Single blocks may return `(text, image)`, as in
+        transformer: a `FluxTransformer2DModel`, compiled or not. Single blocks may return `(text, image)`, as in
             current diffusers, or one joined tensor, as in older ones.
         sites: site names.
         steps: forward passes that make one image.
@@ -49,7 +52,7 @@ class Capture:
         stop: bool = False,
     ) -> None:
         """Find the modules; no hook is set yet."""
-        self._transformer = transformer
+        self._compiled, self._transformer = transformer, unwrapped(transformer)
         self._steps = steps
         kept = range(steps) if numbers is None else numbers
         self._slots = {number: slot for slot, number in enumerate(kept)}
@@ -57,10 +60,12 @@ class Capture:
         self._stop = stop
         self._missing = len(sites)
         self._picked: dict[str, Tensor] = {}
-        self._signature = inspect.signature(transformer.forward)
+        self._signature = inspect.signature(self._transformer.forward)
         self._sites = {name: parse_site(name) for name in sites}
-        self._modules = {name: _module(transformer, site) for name, site in self._sites.items()}
-        self._handles: list[Any] = []
+        self._modules = {
+            name: _module(self._transformer, site) for name, site in self._sites.items()
+        }
+        self._hooks = ExitStack()
         self._buffers: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
         self._text = 0
@@ -69,15 +74,15 @@ class Capture:
     def __enter__(self) -> Capture:
         """Set the hooks."""
         self._step = -1
-        try:
-            hook = self._transformer.register_forward_pre_hook(self._before, with_kwargs=True)
-            self._handles.append(hook)
+        with ExitStack() as hooks:
+            hooks.enter_context(uncompiled(self._compiled))
+            before = self._transformer.register_forward_pre_hook(self._before, with_kwargs=True)
+            hooks.callback(before.remove)
             for name, module in self._modules.items():
-                hook = _Keep(self, name, self._sites[name], module)
-                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        except BaseException:
-            self._remove()
-            raise
+                keep = _Keep(self, name, self._sites[name], module)
+                hook = module.register_forward_hook(keep, with_kwargs=True)
+                hooks.callback(hook.remove)
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(
@@ -87,7 +92,7 @@ class Capture:
         trace: TracebackType | None,
     ) -> None:
         """Remove the hooks."""
-        self._remove()
+        self._hooks.close()
 
     def pick(self, positions: Mapping[str, np.ndarray]) -> None:
         """Keep only some tokens of the images that come next.
@@ -161,10 +166,6 @@ class Capture:
             raise RuntimeError(
                 f"expected {self._steps} forward passes an image, got more; call take() after each"
             )
-
-    def _remove(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
 
 
 class _Keep:
@@ -247,7 +248,7 @@ def _module(transformer: nn.Module, site: Site) -> nn.Module:
     if site.kind == "mlp" and site.block == "double" and site.stream == "txt":
         path = "ff_context.net.0"
     try:
-        return blocks[site.index].get_submodule(path)
+        return unwrapped(blocks[site.index]).get_submodule(path)
     except (IndexError, AttributeError) as error:
         raise ValueError(
             f"the model has no site {site}: it has {len(blocks)} {site.block} blocks"

@@ -8,6 +8,7 @@ removed when the context ends, whatever is raised inside.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,59 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harvest.models import uncompiled, unwrapped
 from harvest.sites import Site, expand_sites, parse_site
+from steer.call_state import CallState, StepWatch
 from steer.coder import Coder
 from steer.edits import Edit
-
-
-class CallState:
-    """The transformer's current call: its step, and where its tokens are.
-
-    Attributes:
-        text: length of the text, in tokens.
-        places: long [image tokens, 3], (image, y, x) of each image token, or None if the call did
-            not give them.
-    """
-
-    def __init__(self, pipe: Any) -> None:
-        """Start empty, before the first call."""
-        self._pipe = pipe
-        self._signature = inspect.signature(pipe.transformer.forward)
-        self._timestep: Tensor | None = None
-        self.text = 0
-        self.places: Tensor | None = None
-
-    def read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Take in a call, as forward pre-hook of the transformer."""
-        call = self._signature.bind_partial(*args, **kwargs).arguments
-        self._timestep = call.get("timestep")
-        text, places = call.get("encoder_hidden_states"), call.get("img_ids")
-        self.text = 0 if text is None else text.shape[1]
-        if places is not None:
-            self.places = (places[0] if places.ndim == 3 else places).round().long()
-
-    @property
-    def step(self) -> int:
-        """The denoising step, from 0: the place of the current timestep in the scheduler's list.
-
-        A pipeline gives its timestep exactly; for a bare transformer it is the one nearest to the
-        `timestep` argument.
-
-        Raises:
-            RuntimeError: the scheduler has no timesteps to tell steps apart by.
-        """
-        timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
-        current = getattr(self._pipe, "current_timestep", None)
-        if current is None and self._timestep is not None:
-            current = self._timestep.flatten()[0] * 1000
-        if timesteps is None or current is None:
-            raise RuntimeError(
-                "expected a scheduler with timesteps to tell denoising steps apart, found none; "
-                "run the pipeline, or leave out the edit's steps"
-            )
-        distance = timesteps.cpu().double() - torch.as_tensor(current).cpu().double()
-        return int(distance.abs().argmin())
-
 
 Intervention = Callable[[Tensor, CallState], Tensor | None]
 """(rows [batch, token, d] of a stream, state) -> float32 of that shape to add, None for nothing."""
@@ -79,7 +32,8 @@ def intervening(pipe: Any, interventions: Mapping[str, Intervention]) -> Iterato
     """Add to the activations at sites while the context lasts.
 
     The sum is made in float32 and returned in the block's dtype; where an intervention returns
-    None, the block's output is passed on untouched.
+    None, the block's output is passed on untouched. A compiled transformer runs uncompiled meanwhile,
+    as compiled code would not call the hooks.
 
     Args:
         pipe: a FLUX pipeline (its `transformer` and `scheduler` are used), called any number of
@@ -90,7 +44,8 @@ def intervening(pipe: Any, interventions: Mapping[str, Intervention]) -> Iterato
         ValueError: the model has no such site.
         TypeError: `pipe` is not a FLUX pipeline.
     """
-    transformer = getattr(pipe, "transformer", None)
+    compiled: Any = getattr(pipe, "transformer", None)
+    transformer = unwrapped(compiled)
     if not isinstance(transformer, nn.Module) or not hasattr(transformer, "transformer_blocks"):
         raise TypeError(
             f"expected a FLUX pipeline with a transformer, got {type(pipe).__name__}; "
@@ -102,6 +57,7 @@ def intervening(pipe: Any, interventions: Mapping[str, Intervention]) -> Iterato
         def attach(handle: Any) -> None:
             stack.callback(handle.remove)
 
+        stack.enter_context(uncompiled(compiled))
         attach(transformer.register_forward_pre_hook(state.read, with_kwargs=True))
         for name, intervention in interventions.items():
             site, module = find_module(transformer, name)
@@ -127,7 +83,7 @@ def steering(
 
     Args:
         pipe: a FLUX pipeline, called any number of times inside; steps are counted anew in each
-            call.
+            call, from the first one that it runs. A compiled transformer runs uncompiled meanwhile.
         coder: the dictionary.
         edits: one or several; without any, every picture stays as it is, to the bit.
         site: where; None for the site in the dictionary's card.
@@ -138,14 +94,24 @@ def steering(
         ValueError: a feature, site or unit does not exist; the dictionary is a transcoder; or, while
             a picture is made, a region does not fit its tokens, or its activations have another
             width than the dictionary's.
+
+    Warns:
+        UserWarning: an edit acted in no step of a call, or acts at a site that the dictionary was
+            not trained on.
     """
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     groups = group_edits(coder, edits, site)
+    warn_of_other_sites(coder, groups)
+    watch = StepWatch(
+        [(f"the edit of feature {one.feature}", one.steps) for one in edits if one.steps]
+    )
     interventions = {
-        name: _intervention(coder, some, directions or {}) for name, some in groups.items()
+        name: _intervention(coder, some, directions or {}, watch=watch)
+        for name, some in groups.items()
     }
     with intervening(pipe, interventions) if interventions else ExitStack():
         yield
+    watch.end()
 
 
 def group_edits(
@@ -186,7 +152,7 @@ def find_module(transformer: nn.Module, name: str) -> tuple[Site, nn.Module]:
     assert isinstance(doubles, nn.ModuleList) and isinstance(singles, nn.ModuleList)
     site = parse_site(name)
     expand_sites([name], double=len(doubles), single=len(singles))
-    block: Any = (doubles if site.block == "double" else singles)[site.index]
+    block: Any = unwrapped((doubles if site.block == "double" else singles)[site.index])
     if site.kind == "attn":
         return site, block.attn
     if site.kind != "mlp":
@@ -236,7 +202,7 @@ def _hook(site: Site, intervention: Intervention, state: CallState) -> Callable[
 
 
 def _intervention(
-    coder: Coder, edits: list[Edit], directions: Mapping[int, Tensor]
+    coder: Coder, edits: list[Edit], directions: Mapping[int, Tensor], *, watch: StepWatch
 ) -> Intervention:
     """The intervention that carries out edits at one site."""
     features = sorted({edit.feature for edit in edits})
@@ -246,6 +212,8 @@ def _intervention(
     def intervene(rows: Tensor, state: CallState) -> Tensor | None:
         nonlocal coder
         step = state.step if timed else None
+        if step is not None:
+            watch.see(step)
         acting = [
             (edit, unit) for edit, unit in zip(edits, units, strict=True) if edit.acts_at(step)
         ]
@@ -343,3 +311,15 @@ def editing_site(coder: Coder, site: str | None = None) -> str:
     if not site:
         raise ValueError("expected a site in the dictionary's card, found none; give site=...")
     return site
+
+
+def warn_of_other_sites(coder: Coder, sites: Iterable[str]) -> None:
+    """Warn if activations are changed at sites that the dictionary was not trained on."""
+    trained, others = coder.dictionary.card.get("site"), set(sites)
+    if trained and (others := sorted(others - {trained})):
+        warnings.warn(
+            f"the dictionary was trained at {trained}, but acts at {', '.join(others)}, where its "
+            f"atoms and typical values stand for nothing it has seen; leave out the site and stream, "
+            "or take a dictionary of that site",
+            stacklevel=4,
+        )

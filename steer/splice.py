@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from steer.call_state import CallState, StepWatch
 from steer.coder import Coder
 from steer.edits import check_steps
-from steer.hooks import CallState, check_width, editing_site, intervening
+from steer.hooks import check_width, editing_site, intervening, warn_of_other_sites
 
 
 @contextmanager
@@ -24,26 +25,35 @@ def splicing(
     """Replace x by decode(encode(x)) at a site while the context lasts.
 
     Args:
-        pipe: a FLUX pipeline.
+        pipe: a FLUX pipeline; a compiled transformer runs uncompiled meanwhile.
         coder: the dictionary.
         site: where; None for the site in the dictionary's card.
-        steps: (start, stop) denoising steps; None for all.
+        steps: (start, stop) denoising steps, counted from the first one that the pipeline runs;
+            None for all.
 
     Raises:
         ValueError: the model has no such site, its activations have another width than the
             dictionary's, or the dictionary is a transcoder, which rebuilds another site than it
             reads.
+
+    Warns:
+        UserWarning: no step of a call was among `steps`, or the site is not the dictionary's.
     """
     where = editing_site(coder, site)
+    warn_of_other_sites(coder, [where])
     span = None if steps is None else check_steps(steps)
+    watch = StepWatch([] if span is None else [("splicing", span)])
 
     def intervene(rows: Tensor, state: CallState) -> Tensor | None:
         nonlocal coder
-        if span is not None and not span[0] <= state.step < span[1]:
-            return None
+        if span is not None:
+            watch.see(state.step)
+            if not span[0] <= state.step < span[1]:
+                return None
         check_width(coder, rows)
         coder = coder.to(rows.device)
         return coder.decode(coder.encode(rows)).float() - rows.float()
 
     with intervening(pipe, {where: intervene}):
         yield
+    watch.end()

@@ -1,3 +1,5 @@
+from .compiled import uncompiled as uncompiled
+from .compiled import unwrapped as unwrapped
 from .files import read_config as read_config
 from .pipelines import DTYPES as DTYPES
 from .pipelines import LoadedModel as LoadedModel
