@@ -82,7 +82,7 @@ def _report(x: Array, weight: Array, mean: Array, vectors: Array) -> BatchReport
     along = jnp.dot(x - mean, vectors, precision=FULL_PRECISION)
     x_hat = jnp.dot(along, vectors.T, precision=FULL_PRECISION) + mean
     sums = batch_sums(x, x_hat, weight, mean)
-    return BatchReport(sums, None, jnp.zeros(1), row_sums(None, x, x_hat, weight))
+    return BatchReport(sums, None, jnp.zeros(1, jnp.float32), row_sums(None, x, x_hat, weight))
 
 
 def random_dictionary(fitted: BaselineFit, *, m: int, k: int, seed: int = 0) -> Dictionary:

@@ -201,7 +201,7 @@ def restore(checkpoints: Checkpoints, d: int) -> Build:
     gram = jnp.asarray(arrays["gram"]) if facts["gram"] else None
     target = jnp.asarray(arrays["partner"]) if facts["d_out"] is not None else None
     return Build(
-        GrowingAtoms(PreparedAtoms(unit, jnp.ones(len(unit)), gram), target),
+        GrowingAtoms(PreparedAtoms(unit, jnp.ones(len(unit), unit.dtype), gram), target),
         facts["m"],
         np.array(arrays["source"]),
         facts["threshold"],

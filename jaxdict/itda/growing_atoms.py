@@ -59,9 +59,13 @@ def empty_atoms(capacity: int, d: int, *, d_out: int | None = None, gram: bool) 
         d_out: width of the target's rows; None without a target.
         gram: whether to keep a Gram matrix, for the form of pursuit that uses one.
     """
-    square = jnp.zeros((capacity, capacity)) if gram else None
-    prepared = PreparedAtoms(jnp.zeros((capacity, d)), jnp.ones(capacity), square)
-    return GrowingAtoms(prepared, None if d_out is None else jnp.zeros((capacity, d_out)))
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.float32)
+
+    square = zeros(capacity, capacity) if gram else None
+    prepared = PreparedAtoms(zeros(capacity, d), jnp.ones(capacity, jnp.float32), square)
+    return GrowingAtoms(prepared, None if d_out is None else zeros(capacity, d_out))
 
 
 def enlarge(atoms: GrowingAtoms, capacity: int) -> GrowingAtoms:
@@ -70,7 +74,7 @@ def enlarge(atoms: GrowingAtoms, capacity: int) -> GrowingAtoms:
     unit = jnp.pad(unit, ((0, more), (0, 0)))
     gram = None if gram is None else jnp.pad(gram, ((0, more), (0, more)))
     target = None if atoms.target is None else jnp.pad(atoms.target, ((0, more), (0, 0)))
-    return GrowingAtoms(PreparedAtoms(unit, jnp.ones(capacity), gram), target)
+    return GrowingAtoms(PreparedAtoms(unit, jnp.ones(capacity, unit.dtype), gram), target)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -103,7 +103,9 @@ def _report(
     if atoms.target is not None:
         raw = bfloat16_rows(bits[:, atoms.d :])
         own = normalize(normalizers.out, raw)
-    values = jnp.zeros(atoms.capacity).at[codes.indices].add(codes.values * weight[:, None])
+    values = (
+        jnp.zeros(atoms.capacity, jnp.float32).at[codes.indices].add(codes.values * weight[:, None])
+    )
     out = normalizers.out
     report = BatchReport(
         batch_sums(raw, denormalize(out, y_hat), weight, out.mean),

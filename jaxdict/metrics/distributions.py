@@ -60,10 +60,10 @@ def row_sums(
     apart, along = (jnp.sqrt(jnp.sum(jnp.square(w), axis=1)) for w in (u - v, u + v))
     angle = jnp.where(apart + along > 0, 2 * jnp.arctan2(apart, along), jnp.pi / 2)
     place = jnp.clip((angle * (ANGLES / jnp.pi)).astype(jnp.int32), 0, ANGLES - 1)
-    angles = jnp.zeros(ANGLES).at[place].add(weight)
+    angles = jnp.zeros(ANGLES, jnp.float32).at[place].add(weight)
     active = None
     if codes is not None:
-        active = jnp.zeros(codes.k + 1).at[codes.l0].add(weight)
+        active = jnp.zeros(codes.k + 1, jnp.float32).at[codes.l0].add(weight)
     return RowSums(jnp.sum(jnp.sum(u * v, axis=1) * weight), angles, active)
 
 

@@ -80,7 +80,7 @@ def fired(codes: Codes, m: int, weight: Float[Array, " n"]) -> Float[Array, " m"
         Counts, exact below 2^24 rows.
     """
     active = (codes.values != 0) * weight[:, None]
-    return jnp.zeros(m).at[codes.indices].add(active)
+    return jnp.zeros(m, jnp.float32).at[codes.indices].add(active)
 
 
 class Centred(NamedTuple):

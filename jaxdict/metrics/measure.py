@@ -117,10 +117,10 @@ def pursuit_encoder(
     Source: the encoder of ITDA (arXiv 2505.17769), here on learned atoms; see also Smith 2024,
         Replacing SAE Encoders with Inference-Time Optimisation.
     """
-    nothing = Codes(jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1)))
+    nothing = Codes(jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.float32))
     bias = coder.decode(dictionary, nothing)[0]
     m, d = dictionary.m, dictionary.d
-    scale = jnp.ones(d) if std is None else jnp.asarray(1 / std, jnp.float32)
+    scale = jnp.ones(d, jnp.float32) if std is None else jnp.asarray(1 / std, jnp.float32)
     gram = choose_method(1000 * m, d, m, k) == "gram"
     atoms = prepare_atoms(jnp.asarray(dictionary.raw_atoms) * scale, gram=gram)
     return lambda x: gradient_pursuit((x - bias) * scale, atoms, k, memory_mb=memory_mb).codes

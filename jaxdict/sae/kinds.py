@@ -90,7 +90,7 @@ def largest_of_batch(
     # Not by an index: XLA takes a slice of a top-k for a sort of everything.
     tau = jnp.min(jax.lax.top_k(values.reshape(-1), n * step_config.k)[0])
     kept = jnp.where(codes.values >= tau, codes.values, 0.0)
-    return Active(Codes(codes.indices, kept), aux, jnp.zeros(()), tau)
+    return Active(Codes(codes.indices, kept), aux, jnp.zeros((), jnp.float32), tau)
 
 
 class TopK:
@@ -113,7 +113,7 @@ class TopK:
     def active(params, z, step_config, hyperparams, *, dead=None) -> Active:
         """See `Kind.active`."""
         codes, aux = largest(params, z, step_config.k, step_config, dead=dead)
-        return Active(codes, aux, jnp.zeros(()), jnp.zeros(()))
+        return Active(codes, aux, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
 
 
 class BatchTopK:
@@ -166,7 +166,7 @@ class Matryoshka:
     def error(params, codes, targets, step_config, hyperparams) -> tuple[Array, Array]:
         """See `Kind.error`."""
         bias = params.bias if params.out_bias is None else params.out_bias
-        y_hat, total, low = jnp.broadcast_to(bias, targets.shape), jnp.zeros(()), 0
+        y_hat, total, low = jnp.broadcast_to(bias, targets.shape), jnp.zeros((), jnp.float32), 0
         for high in step_config.prefixes:
             inside = (codes.indices >= low) & (codes.indices < high)
             part = Codes(codes.indices, jnp.where(inside, codes.values, 0.0))
@@ -232,7 +232,10 @@ class JumpReLU:
                     over - jax.lax.stop_gradient(over)
                 )
         return Active(
-            Codes(codes.indices, values), aux, hyperparams.sparsity * penalty, jnp.zeros(())
+            Codes(codes.indices, values),
+            aux,
+            hyperparams.sparsity * penalty,
+            jnp.zeros((), jnp.float32),
         )
 
 
@@ -257,7 +260,7 @@ class ReLU:
         """See `Kind.active`."""
         codes, aux = largest(params, z, step_config.slots, step_config, dead=dead)
         l1 = _mean_sum(codes.values) / jnp.sqrt(step_config.k * hyperparams.variance)
-        return Active(codes, aux, hyperparams.sparsity * l1, jnp.zeros(()))
+        return Active(codes, aux, hyperparams.sparsity * l1, jnp.zeros((), jnp.float32))
 
 
 REGISTRY: dict[str, type[Kind]] = {

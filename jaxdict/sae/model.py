@@ -84,12 +84,13 @@ def initial_params(
         return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
 
     encoder, bias = units(key, mean.shape[0]), jnp.asarray(mean, jnp.float32)
+    encoder_bias = jnp.zeros(m, jnp.float32)
     if out_mean is None:
         # A copy: two donated arguments may not share one buffer.
-        return SAEParams(jnp.copy(encoder), jnp.zeros(m), encoder, bias)
+        return SAEParams(jnp.copy(encoder), encoder_bias, encoder, bias)
     atoms = units(jax.random.fold_in(key, 1), out_mean.shape[0])
     out_bias = jnp.asarray(out_mean, jnp.float32)
-    return SAEParams(encoder, jnp.zeros(m), atoms, bias, None, out_bias)
+    return SAEParams(encoder, encoder_bias, atoms, bias, None, out_bias)
 
 
 def unit_norm(params: SAEParams) -> SAEParams:
@@ -202,7 +203,7 @@ def own_slots(execution: Execution, indices: Array, m: int) -> tuple[Array, Arra
         of other devices.
         own: bool [n, k], whether the slot is this device's.
     """
-    elsewhere = m + jnp.arange(indices.shape[1])
+    elsewhere = m + jnp.arange(indices.shape[1], dtype=jnp.int32)
     return own_indices(indices, m, execution.features, elsewhere=elsewhere)
 
 
@@ -260,7 +261,7 @@ def _encode(
     above = pre if floor is None else jnp.where(pre > floor, pre, 0.0)
     values, indices = _largest(above, slots.k, slots.execution)
     if not slots.k_aux or dead is None:
-        empty = jnp.zeros((x.shape[0], 0))
+        empty = jnp.zeros((x.shape[0], 0), jnp.float32)
         return values, indices, empty, empty.astype(jnp.int32)
     of_dead = jnp.where(dead, pre, 0.0)
     return values, indices, *_largest(of_dead, slots.k_aux, slots.execution)
@@ -283,7 +284,7 @@ def _encode_backward(slots: _Slots, residuals: tuple, cotangents: tuple) -> tupl
     local = [(i, jnp.where(own, g, 0.0)) for (i, own), g in here]
     centred = x - affine.bias
     d_encoder = sum(scatter_rows(i, g, centred, m) for i, g in local)
-    d_encoder_bias = sum(jnp.zeros(m).at[i].add(g, mode="drop") for i, g in local)
+    d_encoder_bias = sum(jnp.zeros(m, jnp.float32).at[i].add(g, mode="drop") for i, g in local)
     d_rows: Any = sum(gather_rows(g, i, affine.encoder) for i, g in local)
     d_x = _sum_over_features(execution, d_rows)
     d_bias = -_sum_over_features(execution, d_encoder_bias @ affine.encoder)
@@ -331,7 +332,7 @@ def _at_slots_forward(execution: Execution, table: Array, indices: Array) -> tup
 def _at_slots_backward(execution: Execution, residuals: tuple, g: Array) -> tuple:
     m, indices = residuals
     local, own = own_slots(execution, indices, m)
-    d_table = jnp.zeros(m).at[local].add(jnp.where(own, g, 0.0), mode="drop")
+    d_table = jnp.zeros(m, jnp.float32).at[local].add(jnp.where(own, g, 0.0), mode="drop")
     return d_table, np.zeros(indices.shape, jax.dtypes.float0)
 
 

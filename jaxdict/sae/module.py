@@ -82,10 +82,12 @@ class SAE(nnx.Module):
             raise ValueError(f"kind: expected one of {', '.join(ENCODER_KINDS)}, got {kind!r}")
         if not 1 <= k <= m:
             raise ValueError(f"k: expected a number from 1 to the {m} atoms, got {k}")
-        out_mean = None if d_out is None else jnp.zeros(d_out)
-        params = model.initial_params(rngs.params(), m, mean=jnp.zeros(d), out_mean=out_mean)
+        out_mean = None if d_out is None else jnp.zeros(d_out, jnp.float32)
+        params = model.initial_params(
+            rngs.params(), m, mean=jnp.zeros(d, jnp.float32), out_mean=out_mean
+        )
         if ENCODER_KINDS[kind].threshold != "none":
-            params = params._replace(threshold=jnp.zeros(m))
+            params = params._replace(threshold=jnp.zeros(m, jnp.float32))
         self.kind, self.k = kind, k
         self._hold(params)
 
@@ -147,9 +149,11 @@ class SAE(nnx.Module):
             encoder_bias=jnp.asarray(dictionary.encoder_bias),
             atoms=jnp.asarray(dictionary.atoms),
             # A dictionary subtracts nothing before it encodes: that is in its encoder's bias.
-            bias=jnp.zeros(dictionary.d),
+            bias=jnp.zeros(dictionary.d, jnp.float32),
             threshold=None if threshold is None else jnp.asarray(threshold),
-            out_bias=jnp.zeros(dictionary.d_out) if out_bias is None else jnp.asarray(out_bias),
+            out_bias=jnp.zeros(dictionary.d_out, jnp.float32)
+            if out_bias is None
+            else jnp.asarray(out_bias),
         )
         return cls.from_params(params, int(dictionary.k), kind=dictionary.kind)
 

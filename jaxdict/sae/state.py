@@ -134,9 +134,9 @@ def initial_state(
 def state_of(params: SAEParams, step_config: StepConfig, *, threshold: float = 1.0) -> TrainState:
     """The state before the first step, with the given weights; `threshold` is jumprelu's first."""
     if ENCODER_KINDS[step_config.kind].threshold == "each":
-        start = jnp.full(params.encoder_bias.shape, jnp.log(threshold), jnp.float32)
+        start = jnp.full(params.encoder_bias.shape, jnp.log(jnp.float32(threshold)))
         params = params._replace(threshold=start)
     average = jax.tree.map(jnp.copy, params) if step_config.ema else None
     zero, none = jnp.zeros((), jnp.int32), jnp.zeros(params.encoder_bias.shape, jnp.int32)
     moments = optimizer(step_config).init(params)  # pyright: ignore[reportArgumentType]
-    return TrainState(params, moments, zero, none, average, jnp.zeros(()))
+    return TrainState(params, moments, zero, none, average, jnp.zeros((), jnp.float32))

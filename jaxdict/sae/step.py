@@ -66,7 +66,7 @@ def loss(
     main = losses.reconstruction_loss(rows.targets, y_hat, variance=hyperparams.variance)
     learned = learned + active.penalty
     if active.aux_codes is None or dead is None:
-        return learned, LossParts(active, main, jnp.zeros(()))
+        return learned, LossParts(active, main, jnp.zeros((), jnp.float32))
     execution = step_config.execution
     dead_count = jnp.sum(dead, dtype=jnp.float32)
     if execution.features is not None:
@@ -138,7 +138,8 @@ def _train_step(
     execution, adam = step_config.execution, step_config.adam
     rows = batch.normalized()
     dead = state.since_fired >= step_config.dead_rows
-    ramp = jnp.minimum((state.step + 1) / max(1, step_config.ramp), 1.0)
+    taken_steps = state.step.astype(jnp.float32)
+    ramp = jnp.minimum((taken_steps + 1) / max(1, step_config.ramp), 1.0)
     ramped = hyperparams._replace(sparsity=hyperparams.sparsity * ramp)
     gradient_of = jax.grad(loss, has_aux=True)
 
@@ -175,13 +176,14 @@ def _train_step(
         shrink = jnp.where(norm > adam.clip, adam.clip / norm, 1.0)
         gradient = jax.tree.map(lambda leaf: leaf * shrink, gradient)
     transform: Any = optimizer(step_config).update
-    change, optimizer_state = transform(gradient, state.optimizer)
-    lr = hyperparams.lr * learning_rate_schedule(step_config.schedule)(state.step)
+    with jax.enable_x64(False):  # Optax takes powers of whole numbers, which would be of 64 bits
+        change, optimizer_state = transform(gradient, state.optimizer)
+    lr = hyperparams.lr * learning_rate_schedule(step_config.schedule)(taken_steps)
     moved = jax.tree.map(lambda old, new: old - lr * new, state.params, change)
     params = model.unit_norm(moved)
     since_fired = count_rows(state.since_fired, codes, execution)
     # Averages have a short memory at first, so that they forget the random start.
-    young = (1.0 + state.step) / (10.0 + state.step)
+    young = (1.0 + taken_steps) / (10.0 + taken_steps)
     ema = state.ema
     if ema is not None:
         decay = jnp.minimum(step_config.ema, young)

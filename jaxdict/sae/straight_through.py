@@ -33,7 +33,7 @@ jumprelu.defvjp(_jumprelu_forward, _jumprelu_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def heaviside(width: float, values: Array, log_theta: Array) -> Array:
     """1 for values above their threshold; the threshold learns from those near it."""
-    return jnp.where(values > jnp.exp(log_theta), 1.0, 0.0)
+    return (values > jnp.exp(log_theta)).astype(values.dtype)
 
 
 def _heaviside_forward(width: float, values: Array, log_theta: Array) -> tuple:
@@ -50,4 +50,5 @@ heaviside.defvjp(_heaviside_forward, _heaviside_backward)
 
 def _near(width: float, values: Array, theta: Array) -> Array:
     """The rectangle kernel: whether a value lies within half a bandwidth of its threshold."""
-    return jnp.where((values > 0) & (jnp.abs(values - theta) < width * theta / 2), 1.0, 0.0)
+    near = (values > 0) & (jnp.abs(values - theta) < width * theta / 2)
+    return near.astype(values.dtype)
