@@ -8,7 +8,9 @@ import inspect
 import os
 import select
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxdict.devices import huge_pages
@@ -139,7 +141,9 @@ def _run(arguments: Sequence[str] | None) -> None:
     if arguments is None and name and VERBS[name].huge_pages and "--help" not in words:
         huge_pages.ask()
     try:
-        call(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            call(words)
     except KeyboardInterrupt:
         _fail("interrupted; what was finished is kept", 130)
     except ModuleNotFoundError as error:
@@ -151,6 +155,16 @@ def _run(arguments: Sequence[str] | None) -> None:
         if debug or (isinstance(error, BrokenPipeError) and _unread()):
             raise
         _fail(" ".join(str(error).split()) or type(error).__name__, 2)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+) -> None:
+    """Prints a warning: one that our own code gives as a note, any other as Python does."""
+    packages = [Path(__file__).parents[1] / name for name in _OWN]
+    own = any(Path(filename).is_relative_to(package) for package in packages)
+    whole = warnings.formatwarning(message, category, filename, lineno)
+    print(f"note: {message}" if own else whole, file=sys.stderr)
 
 
 def call(words: Sequence[str]) -> Any:

@@ -46,6 +46,22 @@ def parse_steps(text: str) -> Steps | None:
     )
 
 
+def check_steps_come(text: str, count: int) -> None:
+    """Check that some of the steps in `text` are among the `count` denoising steps of a picture.
+
+    Raises:
+        ValueError: none of them is.
+    """
+    span = parse_steps(text)
+    expect(
+        span is None or span[0] < count,
+        "steps",
+        f"some of the steps 0 to {count - 1} of a picture",
+        text,
+        "give earlier steps, or a larger --num-steps",
+    )
+
+
 def parse_region(text: str) -> Rectangle | Literal["all", "object"]:
     """Read a region written as "all", "object" or "y0,x0,y1,x1" in tokens.
 
@@ -86,6 +102,8 @@ class PictureConfig:
 
     dictionary: Path
     """Dictionary whose features are steered (a folder written by `jaxdict export`)."""
+    verify: bool = True
+    """Whether the dictionary has to have the hashes written with it; --no-verify reads it as it is."""
     model: str | None = None
     """Model: shapes (embedded), a local folder, or a hub id; by default the dictionary's."""
     site: str | None = None
@@ -125,6 +143,8 @@ class PictureConfig:
         """Check every field that needs no file."""
         parse_steps(self.steps)
         parse_region(self.region)
+        if self.num_steps > 0:
+            check_steps_come(self.steps, self.num_steps)
         expect(0 < self.coverage <= 1, "coverage", "a share above 0 and at most 1", self.coverage)
         for name in ("num_steps", "height", "width", "max_sequence_length"):
             value = getattr(self, name)

@@ -97,7 +97,7 @@ def evaluate_steering(config: SteerEvalConfig) -> dict[str, Any]:
             too few prompts.
     """
     records = read_prompts(config.prompts, seed=config.seed)
-    coder = Coder.from_pretrained(config.dictionary)
+    coder = Coder.from_pretrained(config.dictionary, verify=config.verify)
     candidates = list(itertools.product(config.feature, config.value))
     if config.op == "ablate":
         candidates = [(feature, config.value[0]) for feature in config.feature]
@@ -255,6 +255,7 @@ class _Evaluator:
                     self.config,
                     prompts=[one.prompt for one in batch],
                     seeds=[one.seed for one in batch],
+                    edit=describe_edits(self.config, feature=feature, value=value),
                 )
             for one, picture in zip(batch, pictures, strict=True):
                 verdict = compare(one.reading, one.target, self.judge(picture), self.wanted)

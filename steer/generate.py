@@ -38,9 +38,10 @@ def steer(config: SteerConfig) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the dictionary's folder does not exist.
-        ValueError: a feature, site, region or model does not exist or does not fit.
+        ValueError: a feature, site, region or model does not exist or does not fit, no step that is
+            steered comes, or a picture is not finite.
     """
-    coder = Coder.from_pretrained(config.dictionary)
+    coder = Coder.from_pretrained(config.dictionary, verify=config.verify)
     check_edits(config, coder, feature=config.feature, value=config.value)
     model = open_model(config, coder)
     region = parse_region(config.region)
@@ -63,8 +64,9 @@ def steer(config: SteerConfig) -> dict[str, Any]:
             )
         where = token_mask(objects[0].mask, grid, config.coverage)
     edits = make_edits(config, feature=config.feature, value=config.value, region=where)
+    words = describe_edits(config, feature=config.feature, value=config.value)
     with steering(model.pipe, coder, edits, site=config.site):
-        after = generate_pictures(model, config, prompts=prompts, seeds=seeds)[0]
+        after = generate_pictures(model, config, prompts=prompts, seeds=seeds, edit=words)[0]
 
     change, largest = difference(before, after)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,6 @@ def steer(config: SteerConfig) -> dict[str, Any]:
         name: save_picture(picture, config.out / f"{name}.png")
         for name, picture in (("before", before), ("after", after), ("difference", change))
     }
-    words = describe_edits(config, feature=config.feature, value=config.value)
     cells = [
         Cell(before, "before"),
         Cell(after, "after"),

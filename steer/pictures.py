@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from harvest.atomic import whole_file
-from harvest.models import LoadedModel, load_model
+from harvest.models import LoadedModel, NotFiniteError, load_model
 from steer.coder import Coder
-from steer.config import PictureConfig, Rectangle, parse_steps
+from steer.config import LAST, PictureConfig, Rectangle, check_steps_come, parse_steps
 from steer.edits import Edit
 from steer.hooks import group_edits
 
@@ -24,7 +25,7 @@ def open_model(config: PictureConfig, coder: Coder) -> LoadedModel:
     """Load the model that the config names, or else the one in the dictionary's card.
 
     Raises:
-        ValueError: neither names one.
+        ValueError: neither names one, or its pictures have none of the steps that are steered.
     """
     name: Any = config.model or coder.dictionary.card.get("model")
     if isinstance(name, dict):
@@ -34,7 +35,14 @@ def open_model(config: PictureConfig, coder: Coder) -> LoadedModel:
             "--model: expected one, as the dictionary's card names none; "
             "give shapes, a folder or a hub id"
         )
-    return load_model(name, quantize=config.quantize, dtype=config.dtype, device=config.device)
+    model = load_model(name, quantize=config.quantize, dtype=config.dtype, device=config.device)
+    count = config.num_steps or model.steps
+    check_steps_come(config.steps, count)
+    span = parse_steps(config.steps)
+    if span is not None and count < span[1] < LAST:
+        text = f"--steps {config.steps} goes beyond the {count} steps of a picture"
+        print(f"note: {text}; steps {span[0]} to {count - 1} are steered", file=sys.stderr)
+    return model
 
 
 def make_edits(
@@ -92,17 +100,31 @@ def picture_size(model: LoadedModel, config: PictureConfig) -> tuple[int, int]:
 
 
 def generate_pictures(
-    model: LoadedModel, config: PictureConfig, *, prompts: Sequence[str], seeds: Sequence[int]
+    model: LoadedModel,
+    config: PictureConfig,
+    *,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    edit: str = "",
 ) -> np.ndarray:
-    """Make pictures as a config says, uint8 [n, H, W, 3]; noise depends on the seeds only."""
-    return model.generate(
-        list(prompts),
-        list(seeds),
-        steps=config.num_steps or None,
-        size=picture_size(model, config),
-        guidance=config.guidance,
-        max_sequence_length=config.max_sequence_length or None,
-    )
+    """Make pictures as a config says, uint8 [n, H, W, 3]; noise depends on the seeds only.
+
+    Raises:
+        ValueError: a picture is not finite; the message names the `edit`, if there is one.
+    """
+    try:
+        return model.generate(
+            list(prompts),
+            list(seeds),
+            steps=config.num_steps or None,
+            size=picture_size(model, config),
+            guidance=config.guidance,
+            max_sequence_length=config.max_sequence_length or None,
+        )
+    except NotFiniteError as error:
+        if not edit:
+            raise
+        raise ValueError(f"{error}, or steer by less than {edit}") from error
 
 
 def token_mask(mask: np.ndarray, grid: tuple[int, int], coverage: float) -> np.ndarray:

@@ -24,6 +24,10 @@ from harvest.models.quantize import QUANTIZATIONS
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class NotFiniteError(ValueError):
+    """A picture came out as NaN or infinity: its activations outgrew the model's precision."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A pipeline and what a harvest needs to know about it.
@@ -80,6 +84,7 @@ class LoadedModel:
 
         Raises:
             ValueError: there are not as many seeds as prompts.
+            NotFiniteError: a picture is not finite, so that there is nothing to see in it.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"expected a seed a prompt, got {len(prompts)} and {len(seeds)}")
@@ -96,8 +101,24 @@ class LoadedModel:
             generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
             output_type="np",
         ).images
-        shades = np.nan_to_num(np.asarray(made, np.float32) * 255, nan=0.0)  # NaN would be noise
-        return np.rint(shades).astype(np.uint8)
+        made = np.asarray(made, np.float32)
+        self._check_finite(made, prompts, seeds)
+        return np.rint(made * 255).astype(np.uint8)
+
+    def _check_finite(
+        self, pictures: np.ndarray, prompts: Sequence[str], seeds: Sequence[int]
+    ) -> None:
+        bad = np.flatnonzero(~np.isfinite(pictures).all((1, 2, 3)))
+        if not len(bad):
+            return
+        precision = self.info["dtype"]
+        remedy = "check the model's files"
+        if precision == "float16":
+            remedy = "float16 ends at 65,504: give --dtype bfloat16 or float32"
+        raise NotFiniteError(
+            f"expected pictures of finite numbers, got NaN in {len(bad)} of {len(pictures)} made in "
+            f"{precision}, the first of seed {seeds[bad[0]]} and prompt {prompts[bad[0]]!r}; {remedy}"
+        )
 
     @torch.no_grad()
     def encode(

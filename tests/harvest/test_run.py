@@ -209,6 +209,23 @@ def test_a_model_that_breaks_is_refused_by_the_place(random_folder, base, tmp_pa
     assert not open_store(tmp_path / "s").done.any()
 
 
+def test_a_picture_that_is_not_finite_is_refused(random_folder, base, tmp_path):
+    """Its activations are: the fault is in the decoder."""
+    folder = shutil.copytree(random_folder, tmp_path / "model")
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_in.bias"].fill_(float("nan"))
+    save_file(weights, path)
+    config = replace(base, out=tmp_path / "s", model=str(folder), images=2)
+    with pytest.raises(
+        ValueError, match=r"finite .* got NaN in 2 of 2 .* of seed \d+ and prompt 'a "
+    ):
+        harvest(config)
+    assert not open_store(tmp_path / "s").done.any()
+    harvest(replace(config, out=tmp_path / "bare", pictures=False))
+    assert open_store(tmp_path / "bare").done.all()
+
+
 def test_no_hook_is_left_on_a_pipeline_that_failed(random_model, base, tmp_path, monkeypatch):
     made = plan.make_plan(replace(base, out=tmp_path / "s"), random_model)
     broken = replace(made.spec, sigmas=[1.0, 0.1])  # not what the scheduler does

@@ -116,6 +116,17 @@ def test_the_best_candidate_works_on_pictures_it_was_not_chosen_on(config, capsy
     assert json.loads((made.out / "config.json").read_text())["feature"] == [1, 0]
 
 
+def test_a_candidate_whose_pictures_are_not_finite_is_refused(config):
+    made = config(
+        value=(1.0, 70000.0), dtype="float16", num_steps=1, images=2, selection=2, batch=2
+    )
+    with pytest.raises(
+        ValueError, match=r"got NaN in \d of 2 .* steer by less than feature 0 \+ 70000"
+    ):
+        evaluate_steering(made)
+    assert not made.out.exists()
+
+
 def test_results_do_not_depend_on_the_batch(config, tmp_path):
     one = evaluate_steering(config(images=3, batch=3, num_steps=2))
     two = evaluate_steering(config(images=3, batch=2, num_steps=2, out=tmp_path / "two"))

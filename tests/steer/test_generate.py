@@ -17,6 +17,7 @@ from PIL import Image
 import steer.config
 from harvest.models.files import EMBEDDED
 from harvest.models.pipelines import load_model
+from jaxdict import cli
 from jaxdict.dictionary.files import save_dictionary
 from steer.config import SteerConfig, SteerEvalConfig, parse_region, parse_steps, parse_tag
 from steer.generate import steer as run_steer
@@ -91,6 +92,42 @@ def test_mistakes_show_before_the_model_loads(config, tmp_path, random_dictionar
     nameless = save_dictionary(random_dictionary("topk", d=128), tmp_path / "nameless")
     with pytest.raises(ValueError, match="--model: expected one"):
         run_steer(config(dictionary=nameless))
+
+
+def test_steps_that_never_come_are_refused(config, capsys):
+    never = r"--steps: expected some of the steps 0 to 1 of a picture, got '2:8'"
+    with pytest.raises(ValueError, match=never):
+        config(steps="2:8")
+    with pytest.raises(ValueError, match=r"the steps 0 to 7 of a picture, got '8:'"):
+        run_steer(config(steps="8:", num_steps=0))  # of the model's own eight
+    assert not config().out.exists()
+    run_steer(config(steps="1:8"))
+    assert "note: --steps 1:8 goes beyond the 2 steps of a picture" in capsys.readouterr().err
+    run_steer(config(steps="1:"))
+    assert "note" not in capsys.readouterr().err
+
+
+def test_a_picture_that_is_not_finite_is_refused(config):
+    too_much = (
+        r"NaN in 1 of 1 made in float16, the first of seed 0 and prompt 'a large red.*"
+        r"give --dtype bfloat16 or float32, or steer by less than feature 3 \+ 1e\+06"
+    )
+    with pytest.raises(ValueError, match=too_much):
+        run_steer(config(dtype="float16", value=1e6, units="raw"))
+    assert not config().out.exists()
+
+
+def test_a_site_that_the_dictionary_was_not_trained_on_is_noted(config, capsys):
+    made = config(site="double.1.img")
+    words = ["--dictionary", str(made.dictionary), "--feature", "3", "--site", "double.1.img"]
+    words += ["--prompt", "circle", "--num-steps", "1", "--out", str(made.out)]
+    cli.main(["steer", *words])
+    told = capsys.readouterr().err.splitlines()
+    assert (
+        len([line for line in told if line.startswith("note: the dictionary was trained at")]) == 1
+    )
+    assert "double.2.img, but acts at double.1.img" in "".join(told)
+    assert not any("UserWarning" in line for line in told)
 
 
 def test_steps_regions_and_tags_as_written():
