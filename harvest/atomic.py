@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harvest.hashing import NAME, hash_json
+
 SUFFIX = ".tmp"
 """Ending of the names of files and folders that are still being written; they begin with a dot."""
 
@@ -95,7 +97,9 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def write_json(path: Path, value: Any, *, indent: int = 2, allow_nan: bool = True) -> Path:
+def write_json(
+    path: Path, value: Any, *, indent: int = 2, allow_nan: bool = True, hashed: bool = False
+) -> Path:
     """Write JSON, whole or not at all; what JSON has no form for, such as a path, becomes its text.
 
     Args:
@@ -103,6 +107,7 @@ def write_json(path: Path, value: Any, *, indent: int = 2, allow_nan: bool = Tru
         value: what to write.
         indent: spaces a level.
         allow_nan: write NaN and infinity, which strict readers refuse, rather than raise.
+        hashed: add the hash of an object's values, which `read_json` checks, under `xxh3_128`.
 
     Returns:
         The path.
@@ -110,23 +115,38 @@ def write_json(path: Path, value: Any, *, indent: int = 2, allow_nan: bool = Tru
     Raises:
         ValueError: a number is not finite and `allow_nan` is off.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan, default=str)
+
+    def text_of(value: Any) -> str:
+        return json.dumps(
+            value, indent=indent, ensure_ascii=False, allow_nan=allow_nan, default=str
+        )
+
+    text = text_of(value)
+    if hashed:
+        text = text_of(with_hash(json.loads(text)))
     return write_text(path, text + "\n")
 
 
-def read_json(path: Path, *, encoding: str = "utf-8") -> dict[str, Any]:
+def with_hash(facts: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with the hash of its values added, in place of one that it has."""
+    facts = {name: value for name, value in facts.items() if name != NAME}
+    return facts | {NAME: hash_json(facts)}
+
+
+def read_json(path: Path, *, encoding: str = "utf-8", verify: bool = True) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: its file.
         encoding: of its text.
+        verify: whether the values have to be those that a hash in the file was made of.
 
     Returns:
-        What it holds, by name.
+        What it holds, by name, without the hash.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, or something other than an object.
+        ValueError: damaged, changed since it was written, or something other than an object.
     """
     try:
         value = json.loads(path.read_text(encoding=encoding))
@@ -134,4 +154,10 @@ def read_json(path: Path, *, encoding: str = "utf-8") -> dict[str, Any]:
         raise ValueError(f"expected JSON in {path}, got a damaged file ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object in {path}, got {type(value).__name__}")
+    expected = value.pop(NAME, None)
+    if verify and expected is not None and (found := hash_json(value)) != expected:
+        raise ValueError(
+            f"{path} is damaged or was edited: expected values with the hash {expected}, got {found}; "
+            f"copy it again, or take its line {NAME} out if the change was meant"
+        )
     return value

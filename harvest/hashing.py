@@ -5,7 +5,9 @@ They find what a disk or a copy has damaged; against somebody who means harm the
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -31,3 +33,9 @@ def hash_file(path: Path) -> str:
         while count := file.readinto(piece):
             found.update(piece[:count])
     return found.hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """The hash of JSON's values, whatever the order of their names and the white space between them."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hash_bytes(text.encode())

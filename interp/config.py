@@ -52,6 +52,8 @@ class IndexConfig:
     """Where rows are encoded; auto means the GPU when there is one."""
     seed: int = 0
     """Seed of the image sample and of the two halves that choose and report a feature."""
+    verify: bool = True
+    """Whether the dictionary has to have the hashes written with it; --no-verify reads it as it is."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
@@ -81,6 +83,8 @@ class ReportConfig:
     """Longer side of a picture with its heat map, in pixels."""
     heat: Literal["soft", "grid"] = "soft"
     """How token heat is drawn over pixels: soft (bicubic) or grid (one square a token)."""
+    verify: bool = True
+    """Whether the index has to have the hashes written with it; --no-verify reads it as it is."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the index."""

@@ -100,6 +100,8 @@ class Coder:
         path: str | os.PathLike[str],
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        verify: bool = True,
     ) -> Coder:
         """Load a dictionary folder, as `jaxdict export` writes it.
 
@@ -107,12 +109,13 @@ class Coder:
             path: the folder.
             device: where the tensors live.
             dtype: what encode and decode compute in.
+            verify: whether the folder has to have the hashes that were written into it.
 
         Raises:
             FileNotFoundError: the folder does not exist.
             ValueError: it is not a dictionary, damaged, or of a newer version.
         """
-        return cls(load_dictionary(path), device=device, dtype=dtype)
+        return cls(load_dictionary(path, verify=verify), device=device, dtype=dtype)
 
     def to(self, device: str | torch.device) -> Coder:
         """This coder on a device; itself if it is there already."""

@@ -28,8 +28,9 @@ TORCH = {"torch", "diffusers", "transformers", "bitsandbytes", "accelerate"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "harvest.atomic": (),
     "harvest.hashing": (),
+    "harvest.atomic": ("harvest.hashing",),
+    "harvest.tensors": ("harvest.hashing",),
     "harvest.sites": (),
     "harvest.units": (),
     "harvest.flags": ("harvest.units",),
@@ -51,8 +52,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harvest.shapes.training": ("harvest.atomic", "harvest.shapes"),
     "jaxdict": ("jaxdict.cli",),
     "jaxdict.demo": ("harvest.atomic", "harvest.flags", "harvest.store", "jaxdict.cli"),
-    "jaxdict.dictionary": ("harvest.atomic", "jaxdict.codes", "jaxdict.devices", "jaxdict.pursuit"),
-    "jaxdict.rows": ("harvest.atomic", "harvest.flags", "jaxdict.flags", "harvest.store"),
+    "jaxdict.dictionary": (
+        "harvest.atomic",
+        "harvest.tensors",
+        "jaxdict.codes",
+        "jaxdict.devices",
+        "jaxdict.pursuit",
+    ),
+    "jaxdict.rows": (
+        "harvest.atomic",
+        "harvest.tensors",
+        "harvest.flags",
+        "jaxdict.flags",
+        "harvest.store",
+    ),
     "steer.edits": ("steer.config",),
     "harvest.prompts": ("harvest.atomic", "harvest.shapes", "harvest.store", "harvest.models"),
     "jaxdict.metrics": ("jaxdict.codes", "jaxdict.pursuit", "jaxdict.dictionary", "jaxdict.rows"),
@@ -89,6 +102,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "jaxdict.itda": (
         "harvest.atomic",
+        "harvest.tensors",
         "harvest.flags",
         "jaxdict.codes",
         "jaxdict.devices",
@@ -123,6 +137,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "interp.index": (
         "harvest.atomic",
+        "harvest.hashing",
         "harvest.flags",
         "harvest.sites",
         "interp",
@@ -184,7 +199,8 @@ LIGHT: dict[str, set[str]] = {
     "jaxdict.flags": set(),
     "jaxdict.tables": set(),
     "jaxdict.dictionary.arrays": {"numpy"},
-    "jaxdict.dictionary.files": {"numpy", "safetensors"},
+    "harvest.tensors": {"numpy", "safetensors"},
+    "jaxdict.dictionary.files": {"numpy"},
     "jaxdict.cli": {"tyro"},
     "steer.config": {"tyro"},
     "interp.config": {"tyro"},

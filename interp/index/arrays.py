@@ -3,7 +3,7 @@
 Two files hold it, readable without this package:
 
 * `index.npz`: the arrays, one row a feature (see `ARRAYS`);
-* `index.json`: format and version, dictionary, store, prompts, words, tags, and a checksum of the arrays.
+* `index.json`: format and version, dictionary, store, prompts, words, tags, and hashes of the arrays and of itself.
 
 `summary.json` and `config.json` are beside them. Heat maps are sparse: the tokens where the feature is active at the
 step of an example, and their values.
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from harvest.atomic import write_json
+from harvest.hashing import hash_file
 from jaxdict.dictionary import read_facts
 
 FORMAT = "jaxdict-index"
@@ -29,6 +30,7 @@ FACTS_FILE = "index.json"
 ARRAYS_FILE = "index.npz"
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.json"
+_HASH, _OLD_HASH = "arrays_xxh3_128", "arrays_sha256"
 FILES = (FACTS_FILE, ARRAYS_FILE, SUMMARY_FILE, CONFIG_FILE)
 
 # name -> (dtype, shape); letters are m features, s steps, b bins, e examples, w words, t tags, h heat entries
@@ -184,19 +186,20 @@ class FeatureIndex:
 
 
 def save_index(index: FeatureIndex, folder: Path) -> None:
-    """Write the arrays, then the facts with the arrays' checksum, into an existing folder."""
+    """Write the arrays, then the facts with the hashes of both, into an existing folder."""
     arrays = folder / ARRAYS_FILE
     with open(arrays, "wb") as file:
         np.savez(file, **{name: getattr(index, name) for name in ARRAYS})
-    facts = {"format": FORMAT, "version": VERSION, "arrays_sha256": _sha256(arrays), **index.facts}
-    write_json(folder / FACTS_FILE, facts, indent=1, allow_nan=False)
+    facts = {"format": FORMAT, "version": VERSION, _HASH: hash_file(arrays), **index.facts}
+    write_json(folder / FACTS_FILE, facts, indent=1, allow_nan=False, hashed=True)
 
 
-def load_index(path: str | os.PathLike[str]) -> FeatureIndex:
+def load_index(path: str | os.PathLike[str], *, verify: bool = True) -> FeatureIndex:
     """Read and check a feature index.
 
     Args:
         path: a folder written by `jaxdict interp index`.
+        verify: whether both files have to have the hashes that were written into it.
 
     Returns:
         The index.
@@ -212,9 +215,10 @@ def load_index(path: str | os.PathLike[str]) -> FeatureIndex:
                 f"expected {name} in {folder}, found none: this is not a feature index; "
                 "make one with `jaxdict interp index`"
             )
-    facts = read_facts(folder / FACTS_FILE, format=FORMAT, version=VERSION)
+    facts = read_facts(folder / FACTS_FILE, format=FORMAT, version=VERSION, verify=verify)
     arrays = folder / ARRAYS_FILE
-    if facts.pop("arrays_sha256", None) != _sha256(arrays):
+    hashes = {_HASH: facts.pop(_HASH, None), _OLD_HASH: facts.pop(_OLD_HASH, None)}
+    if verify and not _has_one_of(arrays, hashes):
         raise ValueError(
             f"{arrays}: expected the arrays that {FACTS_FILE} describes, found others or a damaged "
             "file; make the index again"
@@ -281,6 +285,9 @@ def _check(index: FeatureIndex) -> None:
             raise ValueError(f"{name}: expected indices below {limit}, got {value.max()}")
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as reader:
-        return hashlib.file_digest(reader, "sha256").hexdigest()
+def _has_one_of(arrays: Path, hashes: dict[str, str | None]) -> bool:
+    """Whether the arrays have the hash that the facts name; those of an earlier jaxdict name SHA-256."""
+    if hashes[_HASH] is not None:
+        return hashes[_HASH] == hash_file(arrays)
+    with open(arrays, "rb") as reader:
+        return hashes[_OLD_HASH] == hashlib.file_digest(reader, "sha256").hexdigest()

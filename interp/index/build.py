@@ -63,7 +63,7 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    coder = Coder.from_pretrained(config.dictionary, device=device)
+    coder = Coder.from_pretrained(config.dictionary, device=device, verify=config.verify)
     selection = select(config, coder, open_store(config.store))
     store, _, images, steps, tokens = selection
     with whole_folder(config.out) as folder:

@@ -46,7 +46,7 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
         ValueError: the index is damaged, or the store is not the one that was indexed.
     """
     check_overwrite(config.out, marker=MARKER, names=_NAMES)
-    index = load_index(config.index)
+    index = load_index(config.index, verify=config.verify)
     store = _store(config, index)
     features = choose_features(index, config.features)
     environment = jinja2.Environment(

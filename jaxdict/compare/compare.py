@@ -52,7 +52,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"--out: expected a folder, got the file {config.out}; name another")
-    dictionaries, skipped = find_dictionaries(config.paths)
+    dictionaries, skipped = find_dictionaries(config.paths, verify=config.verify)
     if len(dictionaries) < 2:
         raise ValueError(
             f"expected at least 2 ITDA dictionaries, got {dictionaries[0].path} alone; name more"

@@ -56,6 +56,9 @@ class CompareConfig:
     memory_mb: int = 1024
     """Memory, in MB, for the covariances that are summed at a time; fewer at a time means that the
     rows are read more often."""
+    verify: bool = True
+    """Whether what is read of dictionaries and runs has to have the hashes written with it; --no-verify reads it
+    as it is."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the dictionaries."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from harvest.atomic import read_json
 from harvest.store import stream_of
-from jaxdict.dictionary import CARD_FILE, FORMAT, TENSORS_FILE, VERSION, read_facts
+from jaxdict.dictionary import CARD_FILE, FORMAT, VERSION, open_tensors, read_facts
 from jaxdict.runs import CONFIG
 
 _ITDA = "an ITDA dictionary (with sources)"
@@ -52,11 +51,14 @@ class ComparedDictionary(NamedTuple):
         return self.card.get("config", {}).get("seed")
 
 
-def find_dictionaries(paths: Sequence[Path]) -> tuple[list[ComparedDictionary], list[Path]]:
+def find_dictionaries(
+    paths: Sequence[Path], *, verify: bool = True
+) -> tuple[list[ComparedDictionary], list[Path]]:
     """Read dictionaries and runs: each path is one of them, or a folder that holds some.
 
     Args:
         paths: folders; one that is named twice counts once.
+        verify: whether what is read has to have the hashes that were written beside it.
 
     Returns:
         The dictionaries, and the subfolders that were skipped because they hold none.
@@ -70,15 +72,15 @@ def find_dictionaries(paths: Sequence[Path]) -> tuple[list[ComparedDictionary], 
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"expected {_ITDA} at {path}, but nothing is there")
-        kind = _kind(path)
+        kind = _kind(path, verify)
         if kind is not None:
-            dictionaries.setdefault(path.resolve(), _read(path, kind))
+            dictionaries.setdefault(path.resolve(), _read(path, kind, verify))
             continue
         if not path.is_dir() or (path / "zarr.json").is_file():
             what = "an activation store (name it with --store)" if path.is_dir() else "a file"
             raise ValueError(f"{path}: expected {_ITDA}, got {what}; {_WHY}")
         inner = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-        kinds = {p: _kind(p) for p in inner}
+        kinds = {p: _kind(p, verify) for p in inner}
         found = [p for p in inner if kinds[p] == "itda"]
         if not found:
             raise ValueError(
@@ -86,30 +88,36 @@ def find_dictionaries(paths: Sequence[Path]) -> tuple[list[ComparedDictionary], 
             )
         skipped += [p for p in inner if p not in found]
         for p in found:
-            dictionaries.setdefault(p.resolve(), _read(p, "itda"))
+            dictionaries.setdefault(p.resolve(), _read(p, "itda", verify))
     return list(dictionaries.values()), skipped
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: Path, verify: bool) -> str | None:
     """Kind of the dictionary or the run at a path; None if it is neither."""
     if (path / CARD_FILE).is_file():
-        return str(read_facts(path / CARD_FILE, format=FORMAT, version=VERSION).get("kind"))
+        return str(_card(path, verify).get("kind"))
     if (path / CONFIG).is_file():
-        said = read_json(path / CONFIG)
+        said = read_json(path / CONFIG, verify=verify)
         return str(said["kind"]) if "kind" in said else None
     return None
 
 
-def _read(path: Path, kind: str) -> ComparedDictionary:
+def _card(path: Path, verify: bool) -> dict[str, Any]:
+    return read_facts(path / CARD_FILE, format=FORMAT, version=VERSION, verify=verify)
+
+
+def _read(path: Path, kind: str, verify: bool) -> ComparedDictionary:
     if kind != "itda":
         raise ValueError(f"{path}: expected {_ITDA}, got kind {kind}; {_WHY}")
     if (path / CARD_FILE).is_file():
-        card = read_facts(path / CARD_FILE, format=FORMAT, version=VERSION)
-        source = _source(path / TENSORS_FILE)
+        card = _card(path, verify)
+        tensors = open_tensors(path, card, verify=verify)
+        # The sources alone are read, and none of the atoms.
+        source = tensors.read("source") if "source" in tensors.names else None
     else:
         from jaxdict.itda import run_to_dictionary
 
-        dictionary = run_to_dictionary(path)
+        dictionary = run_to_dictionary(path, verify=verify)
         card, source = dictionary.card, dictionary.source
     if source is None:
         raise ValueError(f"{path}: expected {_ITDA}, got one without; export its run again")
@@ -119,12 +127,3 @@ def _read(path: Path, kind: str) -> ComparedDictionary:
     if source.ndim != 2 or source.shape[1:] != (3,) or not len(source) or source.min() < 0:
         raise ValueError(f"{path}: expected sources [m, 3] of at least 0; export its run again")
     return ComparedDictionary(path, card, source)
-
-
-def _source(file: Path) -> np.ndarray | None:
-    """Read the sources alone, without the atoms."""
-    try:
-        with safe_open(file, framework="np") as reader:
-            return reader.get_tensor("source") if "source" in reader.keys() else None  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:
-        raise ValueError(f"{file}: expected safetensors, found a damaged file ({error})") from None

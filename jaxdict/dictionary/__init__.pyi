@@ -8,6 +8,7 @@ from .files import FORMAT as FORMAT
 from .files import TENSORS_FILE as TENSORS_FILE
 from .files import VERSION as VERSION
 from .files import load_dictionary as load_dictionary
+from .files import open_tensors as open_tensors
 from .files import read_facts as read_facts
 from .files import refuse_foreign as refuse_foreign
 from .files import save_dictionary as save_dictionary

@@ -74,6 +74,9 @@ TENSORS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
     "source": (np.int32, ("m 3",)),
 }
 
+_BLOCK = 1024
+"""Rows that are checked at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
@@ -166,7 +169,7 @@ def check(x: Dictionary) -> None:
             raise ValueError(f"{name}: expected a numpy array, got {type(value).__name__}")
         if value.dtype != dtype:
             raise ValueError(f"{name}: expected {np.dtype(dtype).name}, got {value.dtype.name}")
-        if value.dtype == np.float32 and not np.isfinite(value).all():
+        if value.dtype == np.float32 and not _finite(value):
             raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
     if not isinstance(x.atoms, np.ndarray) or x.atoms.ndim != 2 or 0 in x.atoms.shape:
         got = "none" if x.atoms is None else list(x.atoms.shape)
@@ -183,6 +186,11 @@ def check(x: Dictionary) -> None:
         wanted, found = list(x.transform.shape), list(x.inverse.shape)
         raise ValueError(f"inverse: expected the shape of transform {wanted}, got {found}")
     _check_kind(x)
+
+
+def _finite(value: np.ndarray) -> bool:
+    """Whether all numbers are finite; a few rows at a time, so that it takes no memory to speak of."""
+    return all(bool(np.isfinite(value[i : i + _BLOCK]).all()) for i in range(0, len(value), _BLOCK))
 
 
 def _check_target(x: Dictionary) -> None:
@@ -219,7 +227,9 @@ def _check_shapes(x: Dictionary) -> None:
 def _check_unit(x: Dictionary) -> None:
     """Raise ValueError unless the rows that pursuit chooses among are of unit norm."""
     name = "encoder" if x.transcoder else "atoms"
-    norms = np.linalg.norm(x.pursued, axis=1)
+    rows = x.pursued
+    blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
+    norms = np.concatenate([np.linalg.norm(block, axis=1) for block in blocks])
     worst = int(np.argmax(np.abs(norms - 1)))
     if abs(norms[worst] - 1) > 1e-3:
         raise ValueError(

@@ -110,7 +110,7 @@ def _on_device(dictionary: Dictionary) -> OnDevice:
         # Concrete even when the first call happens inside somebody's jit.
         with jax.ensure_compile_time_eval():
             fields = {name: getattr(dictionary, name) for name in OnDevice._fields}
-            on_device = {k: None if a is None else jnp.asarray(a) for k, a in fields.items()}
+            on_device = {k: None if a is None else jax.device_put(a) for k, a in fields.items()}
             _arrays[dictionary] = OnDevice(**on_device)  # pyright: ignore[reportArgumentType]
     return _arrays[dictionary]
 

@@ -4,7 +4,7 @@ A dictionary is a folder with two files, readable without this package:
 
 * `dictionary.safetensors`: the tensors (`atoms`, `bias`, `encoder`, ...), no pickle anywhere;
 * `card.json`: kind, d, m, k, site, metrics, config, versions, where atoms came from; for a
-  transcoder also target and d_out.
+  transcoder also target and d_out; the hashes of the tensors and of the card itself.
 
 It acts on **raw** activations x [n, d]. For the kinds with an encoder every normalization is folded
 into the tensors, and `jaxdict.dictionary.arrays` says what they mean; for kind `itda` it is kept beside
@@ -30,16 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from harvest.atomic import read_json, whole_folder
+from harvest.atomic import read_json, whole_folder, with_hash
+from harvest.tensors import TensorFile, write_tensors
 from jaxdict.dictionary.arrays import TENSORS, Dictionary, check
 
 FORMAT = "jaxdict-dictionary"
 VERSION = 2
 TENSORS_FILE = "dictionary.safetensors"
 CARD_FILE = "card.json"
+_HASH = "tensors_xxh3_128"
+_REMEDY = "copy the dictionary again, or export its run again"
 
 
 def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Path:
@@ -61,23 +62,23 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Pat
     target = Path(path)
     refuse_foreign(target)
     check(dictionary)
-    text = _card_text(dictionary)
-    tensors = {
-        name: np.ascontiguousarray(value)
-        for name in TENSORS
-        if (value := getattr(dictionary, name)) is not None
-    }
+    card = json.loads(_json(_whole_card(dictionary)))
+    tensors = {name: value for name in TENSORS if (value := getattr(dictionary, name)) is not None}
+    metadata = {"format": FORMAT, "version": str(VERSION)}
     with whole_folder(target) as folder:
-        save_file(tensors, folder / TENSORS_FILE, {"format": FORMAT, "version": str(VERSION)})
-        (folder / CARD_FILE).write_text(text, encoding="utf-8")
+        found = write_tensors(folder / TENSORS_FILE, tensors, metadata)
+        text = _json(with_hash(card | {_HASH: found}))
+        (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
     return target
 
 
-def load_dictionary(path: str | os.PathLike[str]) -> Dictionary:
+def load_dictionary(path: str | os.PathLike[str], *, verify: bool = True) -> Dictionary:
     """Read a dictionary folder and check all of it.
 
     Args:
         path: a folder written by `save_dictionary`.
+        verify: whether card and tensors have to have the hashes that were written beside them; a folder without
+            hashes, of an earlier jaxdict, is read either way.
 
     Returns:
         The dictionary; its `card` also holds kind, d, m and k, and d_out if it is a transcoder.
@@ -99,8 +100,9 @@ def load_dictionary(path: str | os.PathLike[str]) -> Dictionary:
                 f"expected {name} in {folder}, found none: this is not a dictionary folder; "
                 "make one with `jaxdict export RUN --out FOLDER`"
             )
-    card = read_facts(folder / CARD_FILE, format=FORMAT, version=VERSION)
-    tensors = _read_tensors(folder / TENSORS_FILE)
+    card = read_facts(folder / CARD_FILE, format=FORMAT, version=VERSION, verify=verify)
+    tensors = open_tensors(folder, card, verify=verify).read_all()
+    card.pop(_HASH, None)
     k = card.get("k")
     if not isinstance(k, int) or isinstance(k, bool):
         raise ValueError(f"{folder / CARD_FILE}: expected an integer k, got {k!r}")
@@ -128,15 +130,18 @@ def _card_facts(x: Dictionary) -> dict[str, Any]:
     return facts
 
 
-def _card_text(x: Dictionary) -> str:
-    """The card as JSON text: format and facts first, then the rest of the card."""
+def _whole_card(x: Dictionary) -> dict[str, Any]:
+    """What the card's file holds but for hashes: format and facts first, then the rest of the card."""
     card = {"format": FORMAT, "version": VERSION, **_card_facts(x)}
-    card |= {key: value for key, value in x.card.items() if key not in card}
+    return card | {key: value for key, value in x.card.items() if key not in card}
+
+
+def _json(card: dict[str, Any]) -> str:
+    """A card as JSON text."""
     try:
-        text = json.dumps(card, indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
+        return json.dumps(card, indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"card: expected JSON values (null if unknown), got {error}") from None
-    return text + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -150,13 +155,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} {value!r}")
 
 
-def read_facts(file: Path, *, format: str, version: int) -> dict[str, Any]:
+def read_facts(file: Path, *, format: str, version: int, verify: bool = True) -> dict[str, Any]:
     """Read a JSON file that names its format and version, and check both.
 
     Args:
         file: `card.json`, or a file of the same form.
         format: the name it has to hold.
         version: the newest version that can be read.
+        verify: whether its values have to have the hash that it names, if it names one.
 
     Returns:
         All else that it holds.
@@ -164,7 +170,7 @@ def read_facts(file: Path, *, format: str, version: int) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged, of another format, or of a newer version.
     """
-    facts = read_json(file)
+    facts = read_json(file, verify=verify)
     found = facts.pop("format", None)
     if found != format:
         raise ValueError(f"{file}: expected format {format!r}, got {found!r}")
@@ -176,17 +182,30 @@ def read_facts(file: Path, *, format: str, version: int) -> dict[str, Any]:
     return facts
 
 
-def _read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the file; an unknown name is an error."""
-    try:
-        with safe_open(file, framework="np") as reader:
-            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:
-        raise ValueError(f"{file}: expected safetensors, found a damaged file ({error})") from None
-    unknown = set(tensors) - set(TENSORS)
+def open_tensors(folder: Path, card: dict[str, Any], *, verify: bool = True) -> TensorFile:
+    """The tensors of a dictionary folder, none of them read yet.
+
+    Args:
+        folder: of the dictionary.
+        card: what `read_facts` read in it.
+        verify: whether hashes are checked: here that the tensors are those of the card, and each when it is read.
+
+    Raises:
+        ValueError: damaged, the tensors of another card, or with a tensor of an unknown name.
+    """
+    file = TensorFile(folder / TENSORS_FILE, verify=verify, remedy=_REMEDY)
+    unknown = set(file.names) - set(TENSORS)
     if unknown:
-        raise ValueError(f"{file}: expected tensors among {_list(TENSORS)}, found {_list(unknown)}")
-    return tensors
+        raise ValueError(
+            f"{file.path}: expected tensors among {_list(TENSORS)}, found {_list(unknown)}"
+        )
+    expected = card.get(_HASH)
+    if verify and expected is not None and expected != file.hash:
+        raise ValueError(
+            f"{file.path}: expected the tensors of the {CARD_FILE} beside it (hash {expected}), "
+            f"got others (hash {file.hash}); {_REMEDY}"
+        )
+    return file
 
 
 def refuse_foreign(target: Path) -> None:

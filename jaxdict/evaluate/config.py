@@ -49,6 +49,8 @@ class EvalConfig:
     """Rows encoded at a time."""
     memory_mb: int = 512
     """Memory, in MB, that what is dense in the atoms may take while encoding a batch."""
+    verify: bool = True
+    """Whether the dictionary has to have the hashes written with it; --no-verify reads it as it is."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""

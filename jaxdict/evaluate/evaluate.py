@@ -39,7 +39,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         ValueError: dictionary and store do not fit each other.
         FileNotFoundError: there is no such dictionary.
     """
-    dictionary = load_dictionary(config.dictionary)
+    dictionary = load_dictionary(config.dictionary, verify=config.verify)
     store = open_store(config.store)
     rows = choose_rows(dictionary, store, config)
     options: dict[str, Any] = {"batch": config.batch, "memory_mb": config.memory_mb}

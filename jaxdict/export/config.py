@@ -40,6 +40,8 @@ class PruneConfig:
     """Rows (whole images, evenly spread) of each split that are measured, at most; 0 means all."""
     site: str = ""
     """Site of the store; empty means that of the dictionary's card."""
+    verify: bool = True
+    """Whether the dictionary has to have the hashes written with it; --no-verify reads it as it is."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the dictionary."""
@@ -73,6 +75,8 @@ class ExportConfig:
     """Weights of an autoencoder to export: the newest, or the best ones kept by held-out FVU."""
     rows: int = 65_536
     """Rows of the store that measure the folding error and each feature's typical activation."""
+    verify: bool = True
+    """Whether the run has to have the hashes written with it; --no-verify reads it as it is."""
 
     def __post_init__(self) -> None:
         """Check the sizes and the format."""

@@ -32,7 +32,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         ValueError: the run cannot be read, has no checkpoint, or the store is another one.
         FileExistsError: --out holds something that is not a dictionary.
     """
-    description = read_run(config.run)
+    description = read_run(config.run, verify=config.verify)
     place = config.store or Path(description["store"]["path"])
     store = open_store(place)
     wanted = description["store"].get("fingerprint")
@@ -44,11 +44,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
     settings = description["config"]
     trained, steps = None, tuple(settings.get("steps") or ())
     if description.get("kind") != "itda":
-        trained = read_sae(config.run, description, checkpoint=config.checkpoint)
+        trained = read_sae(
+            config.run, description, checkpoint=config.checkpoint, verify=config.verify
+        )
         steps = trained.config.data.steps
     rows = source_of(store, settings["site"], steps=steps).spread(config.rows)
     if trained is None:
-        dictionary = run_to_dictionary(config.run)
+        dictionary = run_to_dictionary(config.run, verify=config.verify)
     else:
         dictionary = _fold_run(config.run, description, trained, rows)
     if dictionary.typical is None or not dictionary.typical.any():

@@ -121,7 +121,8 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         ValueError: dictionary and store do not fit each other, or --keep asks for more atoms than there are.
         FileExistsError: --out holds something that is not a dictionary.
     """
-    dictionary, store = load_dictionary(config.dictionary), open_store(config.store)
+    dictionary = load_dictionary(config.dictionary, verify=config.verify)
+    store = open_store(config.store)
     refuse_foreign(config.out)
     if config.keep > dictionary.m:
         raise ValueError(

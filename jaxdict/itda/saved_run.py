@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from harvest.atomic import read_json, whole_file
 from harvest.store import open_store, stream_of
+from harvest.tensors import TensorFile, write_tensors
 from jaxdict.dictionary import Dictionary
 from jaxdict.itda.build import stored
 from jaxdict.itda.labels import COLUMNS, sources
@@ -51,21 +51,20 @@ class Atoms(NamedTuple):
 def save_atoms(run: Path, atoms: Atoms) -> Path:
     """Write a run's atoms, all of them or nothing."""
     tensors = {
-        _TENSORS[name]: np.ascontiguousarray(value)
-        for name, value in atoms._asdict().items()
-        if value is not None
+        _TENSORS[name]: value for name, value in atoms._asdict().items() if value is not None
     }
     with whole_file(run / ATOMS) as draft:
-        save_file(tensors, draft)
+        write_tensors(draft, tensors)
     return run / ATOMS
 
 
-def run_to_dictionary(run: Path) -> Dictionary:
+def run_to_dictionary(run: Path, *, verify: bool = True) -> Dictionary:
     """The dictionary of a run folder.
 
     Args:
         run: folder written by `jaxdict train itda`. The newest checkpoint is taken when the run is
             not finished; `typical` is then zero.
+        verify: whether files have to have the hashes that were written into them.
 
     Returns:
         A dictionary of kind "itda". Its card says, besides the usual, where atoms came from:
@@ -75,21 +74,21 @@ def run_to_dictionary(run: Path) -> Dictionary:
         FileNotFoundError: there is no run, or none with atoms yet.
         ValueError: the run is damaged, or of another kind.
     """
-    description = read_run(run)
+    description = read_run(run, verify=verify)
     if description.get("kind") != "itda":
         raise ValueError(
             f"{run}: expected a run of kind 'itda', got {description.get('kind')!r}; "
             "export it with `jaxdict export`"
         )
     settings = description["config"]
-    normalization = load_normalization(run / NORMALIZATION)
+    normalization = load_normalization(run / NORMALIZATION, verify=verify)
     out, target = normalization, settings.get("target") or ""
     if target:
-        out = load_normalization(run / TARGET_NORMALIZATION)
-    atoms, finished = _read_atoms(run, len(normalization.mean))
+        out = load_normalization(run / TARGET_NORMALIZATION, verify=verify)
+    atoms, finished = _read_atoms(run, len(normalization.mean), verify=verify)
     if not len(atoms.atoms):
         raise ValueError(f"{run}: expected at least one atom, found none; lower --threshold")
-    summary = read_json(run / SUMMARY) if (run / SUMMARY).is_file() else {}
+    summary = read_json(run / SUMMARY, verify=verify) if (run / SUMMARY).is_file() else {}
     typical = atoms.typical if atoms.typical is not None else np.zeros(len(atoms.atoms), np.float32)
     site = settings["site"]
     card = {
@@ -100,7 +99,7 @@ def run_to_dictionary(run: Path) -> Dictionary:
         "store_fingerprint": description["store"]["fingerprint"],
         "normalization": {"kind": normalization.kind, "rows": normalization.rows, "folded": False},
         "threshold": summary.get("threshold", settings["threshold"] or None),
-        "sources": _sources(run, description, atoms.source, site),
+        "sources": _sources(run, description, atoms.source, verify=verify),
         "training": {
             "rows": summary.get("rows"),
             "finished": finished,
@@ -127,16 +126,17 @@ def run_to_dictionary(run: Path) -> Dictionary:
     )
 
 
-def _read_atoms(run: Path, d: int) -> tuple[Atoms, bool]:
+def _read_atoms(run: Path, d: int, *, verify: bool) -> tuple[Atoms, bool]:
     """The finished atoms, or those of the newest checkpoint; whether they are finished."""
     if (run / ATOMS).is_file():
-        tensors = load_file(run / ATOMS)
+        remedy = "copy the run again, or build it again"
+        tensors = TensorFile(run / ATOMS, verify=verify, remedy=remedy).read_all()
         return Atoms(
             **{name: tensors[key] for name, key in _TENSORS.items() if key in tensors}
         ), True
     if not (run / FOLDER).is_dir():  # opening checkpoints would create the folder
         raise FileNotFoundError(_NEITHER.format(run=run))
-    with Checkpoints(run) as checkpoints:
+    with Checkpoints(run, verify=verify) as checkpoints:
         if checkpoints.latest is None:
             raise FileNotFoundError(_NEITHER.format(run=run))
         arrays, facts = stored(checkpoints, d)
@@ -149,11 +149,11 @@ def _read_atoms(run: Path, d: int) -> tuple[Atoms, bool]:
 
 
 def _sources(
-    run: Path, description: dict[str, Any], source: np.ndarray, site: str
+    run: Path, description: dict[str, Any], source: np.ndarray, *, verify: bool
 ) -> dict[str, Any]:
     """Labels that the finished run saved; of an unfinished run, from its store if it is still there."""
     if (run / SOURCES).is_file() and (run / ATOMS).is_file():
-        return read_json(run / SOURCES)
+        return read_json(run / SOURCES, verify=verify)
     columns: dict[str, Any] = {"columns": list(COLUMNS), "prompts": {}}
     try:
         store = open_store(description["store"]["path"])
@@ -161,4 +161,4 @@ def _sources(
         return {**columns, "note": "the store was not there at export"}
     if store.fingerprint != description["store"]["fingerprint"]:
         return {**columns, "note": "the store had changed at export"}
-    return sources(store, site, source)
+    return sources(store, description["config"]["site"], source)

@@ -124,7 +124,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         typical,
         None if target_atoms is None else np.asarray(target_atoms[: build.m]),
     )
-    write_json(config.out / SOURCES, sources(store, config.site, atoms.source))
+    write_json(config.out / SOURCES, sources(store, config.site, atoms.source), hashed=True)
     path = save_atoms(config.out, atoms)
     seconds = time.perf_counter() - started
     summary = {
@@ -148,7 +148,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         "building_seconds": round(building, 2),
         "rows_per_second": round((build.total - first) * config.batch / max(building, 1e-9), 1),
     }
-    write_json(config.out / SUMMARY, summary)
+    write_json(config.out / SUMMARY, summary, hashed=True)
     title = f"itda {config.site}, m={build.m}, k={config.k}"
     plotted = curves.plot(config.out, title, curves.itda)
     _tell(config, summary, path, plotted)

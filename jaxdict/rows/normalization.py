@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt16
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from harvest.atomic import whole_file
+from harvest.tensors import TensorFile, write_tensors
 from jaxdict.flags import NORMALIZATIONS
 
 
@@ -171,8 +170,7 @@ def _moments(blocks: Iterable[np.ndarray], *, whiten: bool) -> tuple[int, np.nda
 def save_normalization(normalization: Normalization, path: Path) -> None:
     """Write one safetensors file (float64), all of it or nothing."""
     tensors = {
-        name: np.ascontiguousarray(getattr(normalization, name))
-        for name in ("mean", "transform", "inverse", "center")
+        name: getattr(normalization, name) for name in ("mean", "transform", "inverse", "center")
     }
     facts = {
         "kind": normalization.kind,
@@ -180,16 +178,27 @@ def save_normalization(normalization: Normalization, path: Path) -> None:
         "rows": str(normalization.rows),
     }
     with whole_file(path) as draft:
-        save_file(tensors, draft, facts)
+        write_tensors(draft, tensors, facts)
 
 
-def load_normalization(path: Path) -> Normalization:
-    """Read what `save_normalization` wrote, bit for bit."""
-    with safe_open(path, framework="np") as reader:
-        facts = reader.metadata()
-        tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+def load_normalization(path: Path, *, verify: bool = True) -> Normalization:
+    """Read what `save_normalization` wrote, bit for bit.
+
+    Args:
+        path: its file.
+        verify: whether contents have to have the hashes that the file names.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged.
+    """
+    file = TensorFile(path, verify=verify, remedy="copy the run again, or train it again")
+    facts = file.metadata
     return Normalization(
-        kind=facts["kind"], variance=float(facts["variance"]), rows=int(facts["rows"]), **tensors
+        kind=facts["kind"],
+        variance=float(facts["variance"]),
+        rows=int(facts["rows"]),
+        **file.read_all(),
     )
 
 

@@ -110,7 +110,7 @@ def open_run(
         _check_same(read_json(out / CONFIG), description, out, may_differ)
         return True
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / CONFIG, description)
+    write_json(out / CONFIG, description, hashed=True)
     return False
 
 
@@ -185,8 +185,12 @@ def print_result(
         print(f"no loss.png: {MISSING}")
 
 
-def read_run(run: Path) -> dict[str, Any]:
+def read_run(run: Path, *, verify: bool = True) -> dict[str, Any]:
     """config.json of a run.
+
+    Args:
+        run: its folder.
+        verify: whether it has to have the hash that was written into it.
 
     Raises:
         FileNotFoundError: no run there.
@@ -197,7 +201,7 @@ def read_run(run: Path) -> dict[str, Any]:
             f"expected a run (a folder with {CONFIG}) at {run}, found none; "
             "name the --out of `jaxdict train sae` or `jaxdict train itda`"
         )
-    description = read_json(run / CONFIG)
+    description = read_json(run / CONFIG, verify=verify)
     if "config" not in description or "store" not in description:
         raise ValueError(
             f"{run / CONFIG}: expected a run's config and store, got {sorted(description)}; "

@@ -35,7 +35,7 @@ def finish(
     }
     best = frontier(points, {name: summaries[name]["site"] for name in points})
     summary = {"members": summaries, "frontier": best, **pace}
-    write_json(config.out / SUMMARY, summary)
+    write_json(config.out / SUMMARY, summary, hashed=True)
     width = max(len(name) for name in summaries)
     for name, one in summaries.items():
         held = one["heldout"]

@@ -86,7 +86,9 @@ class Trained(NamedTuple):
     step: int
 
 
-def read_sae(run: Path, description: dict[str, Any], *, checkpoint: str = "newest") -> Trained:
+def read_sae(
+    run: Path, description: dict[str, Any], *, checkpoint: str = "newest", verify: bool = True
+) -> Trained:
     """Read a run of `train sae`.
 
     Args:
@@ -96,6 +98,7 @@ def read_sae(run: Path, description: dict[str, Any], *, checkpoint: str = "newes
 
     Raises:
         ValueError: it has no such checkpoint, none with a score where the best is asked for, or it
+        verify: whether files have to have the hashes that were written into them.
             holds the runs of several members.
     """
     if "members" in description:
@@ -105,8 +108,10 @@ def read_sae(run: Path, description: dict[str, Any], *, checkpoint: str = "newes
             "the folder of one in it"
         )
     config = _config_of(run, description)
-    target = load_normalization(run / TARGET_NORMALIZATION) if config.target else None
-    normalizations = Normalizations(load_normalization(run / NORMALIZATION), target)
+    names = [NORMALIZATION, *([TARGET_NORMALIZATION] if config.target else [])]
+    normalizations = Normalizations(
+        *(load_normalization(run / name, verify=verify) for name in names)
+    )
     member = Member("", config, resolve(config, len(normalizations.site.mean)))
     with Checkpoints(run, keep=config.run.keep) as checkpoints:
         wanted = None

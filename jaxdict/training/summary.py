@@ -66,7 +66,7 @@ def summary_of(member: Member, state: TrainState, *, line: Line, pace: dict[str,
 def finish_member(member: Member, summary: Line, *, alone: bool) -> None:
     """Write a member's summary and plot, and print its result if it is `alone` in its run."""
     config, m = member.config, member.resolved.m
-    write_json(config.out / SUMMARY, summary)
+    write_json(config.out / SUMMARY, summary, hashed=True)
     title = f"{config.model.kind} {config.site}, m={m}, k={config.model.k}"
     plotted = curves.plot(config.out, title, curves.sae)
     if alone:

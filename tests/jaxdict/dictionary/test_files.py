@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from harvest.atomic import with_hash
+from harvest.tensors import TensorFile
 from jaxdict.dictionary.arrays import ENCODER_KINDS, Dictionary, kinds
-from jaxdict.dictionary.files import load_dictionary, save_dictionary
+from jaxdict.dictionary.files import (
+    FORMAT,
+    VERSION,
+    load_dictionary,
+    open_tensors,
+    read_facts,
+    save_dictionary,
+)
+from tests.damage import flipped
 
 TARGET = {"site": "double.2.img", "target": "double.2.img.mlp"}
 
@@ -251,8 +261,9 @@ def test_a_missing_folder_or_file_is_named(tmp_path):
 
 
 def edit_card(path, **changes):
+    """Change a card as one who means it, so that its hash is that of the new values."""
     card = json.loads((path / "card.json").read_text()) | changes
-    (path / "card.json").write_text(json.dumps(card))
+    (path / "card.json").write_text(json.dumps(with_hash(card)))
 
 
 @pytest.mark.parametrize(
@@ -295,3 +306,77 @@ def test_reading_a_dictionary_loads_neither_jax_nor_torch():
     code = "import sys, jaxdict.dictionary.files; print(sorted({'jax', 'torch', 'flax'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["topk", "itda"])
+@pytest.mark.parametrize("name", ["dictionary.safetensors", "card.json"])
+def test_a_turned_bit_is_told(tmp_path, kind, name):
+    path = save_dictionary(make(kind), tmp_path / "x")
+    before = [
+        getattr(load_dictionary(path), field.name) for field in dataclasses.fields(Dictionary)
+    ]
+    quiet = 0
+    for where in flipped(path / name):
+        try:
+            loaded = load_dictionary(path)
+        except ValueError as error:
+            assert str(path) in str(error), where
+            continue
+        # Only the names of the hashes can be hit unnoticed: then all that they are the hashes of is whole.
+        quiet += 1
+        for field, value in zip(dataclasses.fields(Dictionary), before, strict=True):
+            if field.name != "card":
+                np.testing.assert_array_equal(getattr(loaded, field.name), value, where)
+    assert quiet <= 12
+
+
+def test_damage_is_read_where_nobody_asks(tmp_path):
+    path = save_dictionary(make(), tmp_path / "x")
+    tensors = path / "dictionary.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"dictionary.safetensors is damaged: .*export its run again"
+    ):
+        load_dictionary(path)
+    assert load_dictionary(path, verify=False).m == 6
+    card = path / "card.json"
+    card.write_text(card.read_text().replace('"fvu": 0.25', '"fvu": 0.26'))
+    with pytest.raises(ValueError, match=r"card.json is damaged or was edited: .* take its line"):
+        load_dictionary(path)
+    assert load_dictionary(path, verify=False).card["metrics"] == {"fvu": 0.26}
+
+
+def test_tensors_of_another_card_are_told(tmp_path):
+    one, other = (save_dictionary(make(k=k), tmp_path / str(k)) for k in (1, 2))
+    save_dictionary(make(typical=np.ones(6, np.float32)), other)
+    (one / "dictionary.safetensors").write_bytes((other / "dictionary.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"expected the tensors of the card.json beside it"):
+        load_dictionary(one)
+
+
+def test_a_card_alone_is_read_without_weights(tmp_path):
+    """With weights that nobody could read, and a single tensor of them without the others."""
+    path = save_dictionary(make("itda"), tmp_path / "x")
+    file = path / "dictionary.safetensors"
+    content = bytearray(file.read_bytes())
+    start = content.index(make("itda").atoms.tobytes())
+    content[start] ^= 1
+    file.write_bytes(content)
+    card = read_facts(path / "card.json", format=FORMAT, version=VERSION)
+    source = open_tensors(path, card).read("source")
+    np.testing.assert_array_equal(source, make("itda").source)
+    file.unlink()
+    again = read_facts(path / "card.json", format=FORMAT, version=VERSION)
+    assert (again["kind"], again["m"]) == ("itda", 6) and again == card
+
+
+def test_hashes_are_of_what_is_saved_and_not_of_what_was_loaded(tmp_path):
+    loaded = load_dictionary(save_dictionary(make(), tmp_path / "x"))
+    assert not [name for name in loaded.card if "xxh3" in name]
+    changed = dataclasses.replace(loaded, typical=np.ones(6, np.float32))
+    path = save_dictionary(changed, tmp_path / "y")
+    np.testing.assert_array_equal(load_dictionary(path).typical, 1)
+    file = TensorFile(path / "dictionary.safetensors")
+    assert json.loads((path / "card.json").read_text())["tensors_xxh3_128"] == file.hash

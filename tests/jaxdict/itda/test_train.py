@@ -23,6 +23,7 @@ from jaxdict.itda.select import select_rows
 from jaxdict.itda.train import train_itda
 from jaxdict.rows.single_pass import SinglePass
 from jaxdict.rows.source import source_of
+from tests.damage import flipped
 from tests.reference import itda as reference
 
 D, TOKENS, STEPS, IMAGES, SITE = 12, 8, 2, 40, "double.2.img"
@@ -335,3 +336,35 @@ def test_bad_places_are_refused_and_nothing_is_written(run, store, tmp_path):
         train_itda(config(store, out, k=5, resume=True))
     with pytest.raises(FileNotFoundError, match="expected a run"):
         run_to_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "normalization.safetensors",
+        "atoms.safetensors",
+        "sources.json",
+        "summary.json",
+    ],
+)
+def test_a_turned_bit_in_a_runs_files_is_told(run, tmp_path, name):
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    whole, quiet = run_to_dictionary(copy), 0
+    for where in flipped(copy / name, 25):
+        try:
+            again = run_to_dictionary(copy)
+        except (ValueError, FileNotFoundError) as error:
+            assert name in str(error) or "config" in str(error), where
+        else:  # the name of a hash itself was hit
+            quiet += 1
+            np.testing.assert_array_equal(again.atoms, whole.atoms)
+    assert quiet <= 2
+    content = bytearray((copy / name).read_bytes())
+    at = content.index(b"\n ") if name.endswith("json") else len(content) - 1
+    content[at : at + 1] = b'\n"note": 1,' if name.endswith("json") else bytes([content[at] ^ 1])
+    (copy / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        run_to_dictionary(copy)
+    assert run_to_dictionary(copy, verify=False).m == whole.m

@@ -15,6 +15,7 @@ from jaxdict.rows.normalization import (
     save_normalization,
     to_device,
 )
+from tests.damage import flipped
 
 
 @pytest.fixture
@@ -91,6 +92,22 @@ def test_file_round_trip_is_bit_for_bit(rows, kind, tmp_path):
             == np.ascontiguousarray(getattr(normalizer, name)).tobytes()
         )
     assert (again.kind, again.variance, again.rows) == (kind, normalizer.variance, normalizer.rows)
+
+
+def test_a_turned_bit_is_told(rows, tmp_path):
+    path = tmp_path / "n.safetensors"
+    save_normalization(fitted(rows, "standardize"), path)
+    before, quiet = load_normalization(path), 0
+    for where in flipped(path):
+        try:
+            again = load_normalization(path)
+        except ValueError as error:
+            assert "n.safetensors" in str(error) and "copy the run again" in str(error), where
+        else:  # the name of the hashes itself was hit
+            quiet += 1
+            assert (again.kind, again.variance) == (before.kind, before.variance)
+            np.testing.assert_array_equal(again.transform, before.transform)
+    assert quiet <= 10
 
 
 def test_bad_input_says_what_came():
