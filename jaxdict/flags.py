@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 NORMALIZATIONS = ("none", "rms", "standardize", "whiten")
 """Fixed maps before a dictionary, by name; see `jaxdict.rows.fit`."""
@@ -14,6 +14,8 @@ Config = TypeVar("Config")
 
 FREE_ON_RESUME = {"resume": True, "sweep": False}
 """Metadata of a setting that changes no number of the result: a resumed run may have another value."""
+MAY_GROW = {"grow": True, "sweep": False}
+"""Metadata of a setting that a resumed run may have more of."""
 NOT_SWEPT = {"sweep": False}
 """Metadata of a setting that all members of a sweep share; without either a sweep may try several values."""
 
@@ -30,6 +32,11 @@ def settings_of(kind: type) -> dict[str, dataclasses.Field]:
 def resumable(kind: type) -> set[str]:
     """Names of the settings in which a resumed run may differ."""
     return {name for name, field in settings_of(kind).items() if field.metadata.get("resume")}
+
+
+def growing(kind: type) -> set[str]:
+    """Names of the settings of which a resumed run may have more."""
+    return {name for name, field in settings_of(kind).items() if field.metadata.get("grow")}
 
 
 def sweepable(kind: type) -> set[str]:
@@ -64,3 +71,27 @@ def from_flat(kind: type[Config], settings: Mapping[str, Any]) -> Config:
         elif field.name in settings:
             chosen[field.name] = settings[field.name]
     return kind(**chosen)
+
+
+class Grouped:
+    """A config whose settings lie in groups, and are named in Python as their flags are, without them."""
+
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """A config from settings named as their flags are, whichever group they are in.
+
+        >>> TrainSAEConfig.of(store=Path("runs/store"), site="double.2.img", out=Path("runs/sae"), k=16)
+
+        Raises:
+            TypeError: there is no setting of such a name.
+            ValueError: a setting is wrong.
+        """
+        return from_flat(cls, settings)
+
+    def replace(self, **settings: Any) -> Self:
+        """The same config with other settings, named as in `of`."""
+        return from_flat(type(self), {**self.flat(), **settings})
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by name, without the groups."""
+        return flatten(dataclasses.asdict(self))  # pyright: ignore[reportArgumentType]

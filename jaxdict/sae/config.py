@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,10 +12,10 @@ from harvest.flags import at_least, captured_steps, expect, one_of
 from jaxdict.dictionary import ENCODER_KINDS as KINDS
 from jaxdict.flags import (
     FREE_ON_RESUME,
+    MAY_GROW,
     NORMALIZATIONS,
     NOT_SWEPT,
-    flatten,
-    from_flat,
+    Grouped,
 )
 
 PENALTIES = ("target", "l0", "tanh")
@@ -97,8 +96,9 @@ class DataConfig:
 
     steps: tuple[int, ...] = field(default=(), metadata=NOT_SWEPT)
     """Denoising steps to train on (indices into the store's captured steps); empty means all."""
-    rows: int = field(default=10_000_000, metadata=NOT_SWEPT)
-    """Training rows seen in all, over as many epochs as it takes (rounded up to whole batches)."""
+    rows: int = field(default=10_000_000, metadata=MAY_GROW)
+    """Training rows seen in all, over as many epochs as it takes (rounded up to whole batches). With --resume a
+    larger number goes on, a finished run too."""
     batch: int = field(default=1024, metadata=NOT_SWEPT)
     """Rows in one optimizer step."""
     order_seed: int = field(default=-1, metadata=NOT_SWEPT)
@@ -267,7 +267,8 @@ class RunConfig:
     )
     """Send the numbers of metrics.jsonl to TensorBoard (files in the run's folder) or Weights & Biases too."""
     resume: bool = field(default=False, metadata=FREE_ON_RESUME)
-    """Go on from the newest checkpoint in --out; other settings or another store are refused."""
+    """Go on from the newest checkpoint in --out, to as many --rows as before or more; other settings or another
+    store are refused."""
 
     def check(self) -> None:
         """Check each field on its own."""
@@ -277,7 +278,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TrainSAEConfig:
+class TrainSAEConfig(Grouped):
     """Train sparse autoencoders on sites of an activation store: one, or many in one pass.
 
     Several sites (a glob) give a dictionary each, a --sweep one for each combination of values; all are
@@ -317,26 +318,6 @@ class TrainSAEConfig:
     dead_features: DeadFeaturesConfig = DeadFeaturesConfig()
     devices: DevicesConfig = DevicesConfig()
     run: RunConfig = RunConfig()
-
-    @classmethod
-    def of(cls, **settings: Any) -> TrainSAEConfig:
-        """A config from settings named as their flags are, whichever group they are in.
-
-        >>> TrainSAEConfig.of(store=Path("runs/store"), site="double.2.img", out=Path("runs/sae"), k=16)
-
-        Raises:
-            TypeError: there is no setting of such a name.
-            ValueError: a setting is wrong.
-        """
-        return from_flat(cls, settings)
-
-    def replace(self, **settings: Any) -> TrainSAEConfig:
-        """The same config with other settings, named as in `of`."""
-        return from_flat(type(self), {**self.flat(), **settings})
-
-    def flat(self) -> dict[str, Any]:
-        """All settings by name, without the groups."""
-        return flatten(dataclasses.asdict(self))
 
     def __post_init__(self) -> None:
         """Check all that can be checked without the store."""

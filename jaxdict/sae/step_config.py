@@ -12,11 +12,16 @@ class ScheduleConfig(NamedTuple):
         steps: optimizer steps of the whole run.
         warmup: steps of linear warm-up.
         decay: share of the run, at its end, over which the rate falls to 0; 0 for none.
+        since: steps that a run had taken when more were asked for.
+        share: the rate there, as a share of what the schedule of the larger number has there; below 1 it rises to
+            that over `warmup` steps.
     """
 
     steps: int
     warmup: int
     decay: float
+    since: int = 0
+    share: float = 1.0
 
 
 class AdamConfig(NamedTuple):

@@ -80,19 +80,25 @@ class GroupTrainer:
             The numbers of the step, of each member; they are still on the device.
         """
         self.state, numbers = self._train_step(self.state, batch, self._hyperparams)
-        every = self.group.config.dead_features.resample
-        last = self.group.step_config.schedule.steps
-        if every and step % every == 0 and step < last:
-            seeds = [member.config.seed for member in self.group.members]
-            self.state = dead_features.resample(
-                self.state,
-                batch,
-                self.group.step_config,
-                seeds=seeds,
-                step=step,
-                devices=self._devices,
-            )
+        if self.resampling_at(step) and step < self.group.step_config.schedule.steps:
+            self.resample(batch, step)
         return numbers
+
+    def resampling_at(self, step: int) -> bool:
+        """Whether dead features are due to be resampled after optimizer step `step`."""
+        every = self.group.config.dead_features.resample
+        return bool(every) and step % every == 0
+
+    def resample(self, batch: Batch, step: int) -> None:
+        """Set dead features on rows of the batch of optimizer step `step`."""
+        self.state = dead_features.resample(
+            self.state,
+            batch,
+            self.group.step_config,
+            seeds=[member.config.seed for member in self.group.members],
+            step=step,
+            devices=self._devices,
+        )
 
     def restore(self, state: Any) -> None:
         """Go on from a state as a checkpoint holds it, in NumPy arrays."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from harvest.atomic import write_json
 from harvest.store import Store
-from jaxdict.flags import flatten, resumable, settings_of
+from jaxdict.flags import flatten, growing, resumable, settings_of
 from jaxdict.rows import Source, load_normalization, source_of, to_device
 from jaxdict.runs import (
     CONFIG,
@@ -22,6 +22,7 @@ from jaxdict.runs import (
     read_run,
 )
 from jaxdict.sae import SAE, SAEParams, TrainSAEConfig, TrainState
+from jaxdict.training import more_rows
 from jaxdict.training.batches import Normalizations
 from jaxdict.training.initialize import random_state
 from jaxdict.training.sweep import Member, resolve
@@ -40,16 +41,18 @@ def open_runs(config: TrainSAEConfig, store: Store, members: list[Member]) -> bo
     """
     sources = [source_of(store, one.config.site, steps=config.data.steps) for one in members]
     whole = config if len(members) > 1 else members[0].config
-    found = open_run(
-        config.out,
-        _description(whole, sources[0], members),
-        resume=config.run.resume,
-        may_differ=resumable(TrainSAEConfig),
-    )
+    first = _description(whole, sources[0], members)
+    may_differ = resumable(TrainSAEConfig) | growing(TrainSAEConfig)
+    found = open_run(config.out, first, resume=config.run.resume, may_differ=may_differ)
+    legs = more_rows.with_more(config.out, config.data.rows) if found else None
+    if legs is not None:
+        write_json(config.out / CONFIG, more_rows.described(first, legs), hashed=True)
     if len(members) > 1:
+        legs = read_run(config.out).get(more_rows.LEGS, [])
         for one, source in zip(members, sources, strict=True):
             one.config.out.mkdir(parents=True, exist_ok=True)
-            write_json(one.config.out / CONFIG, _description(one.config, source, [one]))
+            description = more_rows.described(_description(one.config, source, [one]), legs)
+            write_json(one.config.out / CONFIG, description, hashed=True)
     return found
 
 

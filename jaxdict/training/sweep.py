@@ -24,6 +24,7 @@ from jaxdict.sae import (
     StepConfig,
     TrainSAEConfig,
     kinds,
+    learning_rate_schedule,
 )
 
 
@@ -71,7 +72,7 @@ def resolve(config: TrainSAEConfig, d: int) -> ResolvedSettings:
         m=m,
         k_aux=min(aux.aux_k or max(1, min(d // 2, 2 * model.k)), m) if aux.aux else 0,
         lr=config.optimizer.lr or 2e-3 * math.sqrt(1024 / m),
-        optimizer_steps=-(-config.data.rows // config.data.batch),
+        optimizer_steps=steps_of(config.data.rows, config),
         slots=kinds.slots_of(model.kind, model.k, m, asked=model.slots),
         sparsity=config.sparsity_penalty.sparsity or kind.sparsity,
         prefixes=kind.prefixes(m),
@@ -85,6 +86,18 @@ class BatchKey(NamedTuple):
     normalize: str
 
 
+class Leg(NamedTuple):
+    """A part of a run that was given more rows later.
+
+    Attributes:
+        step: optimizer steps that it had taken then.
+        rows: that had been asked for until then.
+    """
+
+    step: int
+    rows: int
+
+
 @dataclass(frozen=True)
 class Member:
     """One dictionary to be trained.
@@ -93,11 +106,13 @@ class Member:
         name: its folder in a run of several, such as double.2.img/lr=0.001_seed=0; empty in a run of one.
         config: its settings, without sweep: the run that it would be on its own.
         resolved: what the settings that it leaves open come to.
+        legs: of a run that was given more rows, the parts before the last one.
     """
 
     name: str
     config: TrainSAEConfig
     resolved: ResolvedSettings
+    legs: tuple[Leg, ...] = ()
 
 
 @dataclass
@@ -215,7 +230,9 @@ def step_config_of(member: Member, execution: Execution = SINGLE_DEVICE) -> Step
     """All fixed numbers of a member's step."""
     config, resolved = member.config, member.resolved
     model, optimizer, devices = config.model, config.optimizer, config.devices
-    ramp = round(config.sparsity_penalty.ramp * resolved.optimizer_steps)
+    # It stays as it was if more rows came later: the penalty has risen by then, or is about to.
+    first_steps = steps_of(member.legs[0].rows, config) if member.legs else resolved.optimizer_steps
+    ramp = round(config.sparsity_penalty.ramp * first_steps)
     return StepConfig(
         kind=model.kind,
         k=model.k,
@@ -224,7 +241,7 @@ def step_config_of(member: Member, execution: Execution = SINGLE_DEVICE) -> Step
         aux_form=config.dead_features.aux_form,
         dead_rows=config.dead_features.dead_rows,
         ema=optimizer.ema,
-        schedule=ScheduleConfig(resolved.optimizer_steps, optimizer.warmup, optimizer.decay),
+        schedule=schedule_of(member),
         adam=AdamConfig(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.clip),
         prefixes=resolved.prefixes,
         ramp=ramp if resolved.sparsity else 0,
@@ -233,6 +250,27 @@ def step_config_of(member: Member, execution: Execution = SINGLE_DEVICE) -> Step
         ),
         **kinds.REGISTRY[model.kind].own_settings(config),
     )
+
+
+def schedule_of(member: Member) -> ScheduleConfig:
+    """The learning rate's schedule: that of all rows; where it was lower before more came, it rises to it."""
+    optimizer = member.config.optimizer
+    rows = [*(leg.rows for leg in member.legs), member.config.data.rows]
+    schedules = [
+        ScheduleConfig(steps_of(one, member.config), optimizer.warmup, optimizer.decay)
+        for one in rows
+    ]
+    schedule = schedules[0]
+    for leg, longer in zip(member.legs, schedules[1:], strict=True):
+        before, after = (float(learning_rate_schedule(one)(leg.step)) for one in (schedule, longer))
+        share = before / after if before < after else 1.0
+        schedule = longer._replace(since=leg.step, share=share) if share < 1 else longer
+    return schedule
+
+
+def steps_of(rows: int, config: TrainSAEConfig) -> int:
+    """Optimizer steps that so many rows take."""
+    return -(-rows // config.data.batch)
 
 
 def hyperparams_of(member: Member, variance: float) -> Hyperparams:

@@ -13,7 +13,7 @@ from harvest.store import open_store
 from jaxdict.devices import Processes, mesh
 from jaxdict.runs import Checkpoints, Stop, stop_signals
 from jaxdict.sae import Execution, TrainSAEConfig
-from jaxdict.training import pareto, sweep
+from jaxdict.training import more_rows, pareto, sweep
 from jaxdict.training.batches import TrainingBatches, fit_normalizations
 from jaxdict.training.group_trainer import GroupTrainer
 from jaxdict.training.heldout import HeldOut, read_held_out
@@ -46,11 +46,12 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     total = members[0].resolved.optimizer_steps
     atoms = tuple(member.resolved.m for member in members)
     devices = mesh.make_mesh(asked.mesh, batch=config.data.batch, atoms=atoms)
-    groups = sweep.grouped(members, Execution(*mesh.axes(devices)))
     found = processes.from_chief(
         lambda: open_runs(config, store, members),
         refusal=f"process 0 refused to open {config.out}; see what it says",
     )
+    members = more_rows.with_legs(members, config.out)
+    groups = sweep.grouped(members, Execution(*mesh.axes(devices)))
     normalizations = fit_normalizations(groups, store, processes, resumed=found)
     batches = TrainingBatches(store, groups, normalizations, devices=devices)
     trainers = [
@@ -64,6 +65,10 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
         if found and checkpoints.latest is not None:
             _restore(trainers, checkpoints, processes)
         first = trainers[0].optimizer_steps
+        if run.resume and processes.chief:
+            tqdm.write(more_rows.how_far(config, members, first), file=sys.stderr)
+        if more_rows.ended_at(members[0], first):
+            _resample_at_the_end(trainers, batches, first)
         progress = Progress(
             config, groups, first=first, saved=checkpoints.latest, quiet=not processes.chief
         )
@@ -126,6 +131,16 @@ def _restore(trainers: list[GroupTrainer], checkpoints: Checkpoints, processes: 
         trainer.restore(restored if len(trainers) == 1 else restored[str(i)])
     if facts["batches"] != trainers[0].optimizer_steps:
         raise ValueError(f"{checkpoints.folder}: expected the step of its state, got {facts}")
+
+
+def _resample_at_the_end(trainers: list[GroupTrainer], batches: TrainingBatches, step: int) -> None:
+    """Resample dead features where it was not worth while, since the run ended there before more rows came."""
+    due = [one for one in trainers if one.resampling_at(step)]
+    if due:
+        with batches.starting_at(step - 1) as stream:
+            batch = next(stream)
+        for one in due:
+            one.resample(batch[one.group.batch_key], step)
 
 
 def _measure(

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdict.flags import resumable, sweepable
+from jaxdict.flags import growing, resumable, sweepable
 from jaxdict.runs import folder
 from jaxdict.runs.folder import read_lines, read_run
 from jaxdict.sae import kinds
@@ -233,6 +233,7 @@ def test_what_a_resumed_run_may_change_is_nothing_to_sweep():
     free = resumable(TrainSAEConfig)
     assert {"store", "out", "mesh", "memory", "eval_rows", "resume"} < free
     assert not free & {"site", "seed", "rows", "fit_rows", "lr"}
+    assert growing(TrainSAEConfig) == {"rows"}
     assert not free & sweepable(TrainSAEConfig)
     assert {"lr", "k", "seed", "normalize"} < sweepable(TrainSAEConfig)
     assert not sweepable(TrainSAEConfig) & {"site", "batch", "rows", "target", "sweep"}
