@@ -50,7 +50,7 @@ def estimate(plan: Plan, model: LoadedModel) -> Estimate:
         plan: what it will make.
         model: loaded with `parts="none"`.
     """
-    config, spec, _ = plan
+    config, spec = plan.config, plan.spec
     per_image = sum(tokens * d for tokens, d in spec.sites.values()) * spec.steps * 2
     pictures = 0 if spec.picture is None else spec.images * prod(spec.picture) * 3
     parameters = _parameters(model.folder)
@@ -78,7 +78,7 @@ def estimate(plan: Plan, model: LoadedModel) -> Estimate:
 
 def in_words(expected: Estimate, plan: Plan) -> str:
     """An estimate in words, for a terminal."""
-    config, spec, _ = plan
+    config, spec = plan.config, plan.spec
     compressed = " before compression" if config.compress != "none" else ""
     left = "" if expected.free is None else f" ({size(expected.free)} are free)"
     lines = [

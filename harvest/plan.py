@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +16,14 @@ from harvest.config import HarvestConfig
 from harvest.models import LoadedModel
 from harvest.prompts import Prompt, PromptList, image_seed, prompts_hash, read_prompts, split_of
 from harvest.sites import STREAMS, expand_sites
-from harvest.store import StoreSpec, stream_of
+from harvest.store import Location, Store, StoreSpec, existing_store, stages_of, stream_of
 
 _BATCH_TOKENS = 16384
 _SHARD_BYTES = 64 * 2**20
 _SHARD_BATCHES = 16
 _MB = 1e6
+_SMALL_STORE = 4096
+"""Images up to which a shard may be larger than its store, so that more images may follow."""
 _OPERATIONAL = ("out", "buffer_mb", "offload", "dry_run")
 """Settings that change how a store is made, but not what is in it."""
 
@@ -32,11 +35,22 @@ class Plan(NamedTuple):
         config: the settings, with every default filled in.
         spec: what the store will hold.
         prompts: the prompts found, each once.
+        there: the store at its place, if there is one.
     """
 
     config: HarvestConfig
     spec: StoreSpec
     prompts: PromptList
+    there: Store | None = None
+
+    def part(self, images: int, sites: Sequence[str]) -> StoreSpec:
+        """The spec of the first images and of some sites alone, of prompts in the file that the store there names."""
+        spec = self.spec.part(images, sites)
+        config = spec.attrs["config"] | {"images": images, "sites": list(spec.sites)}
+        if self.there is not None:
+            config["prompts"] = self.there.attrs.get("config", {}).get("prompts")
+        changed = {"config": config, "prompts_sha256": prompts_hash(spec.prompts)}
+        return replace(spec, attrs={**spec.attrs, **changed})
 
 
 def make_plan(config: HarvestConfig, model: LoadedModel) -> Plan:
@@ -50,44 +64,66 @@ def make_plan(config: HarvestConfig, model: LoadedModel) -> Plan:
         ValueError: the prompts cannot be read, the model lacks a site, or one batch does not fit
             into `buffer_mb`.
     """
+    there = existing_store(Location(config.out))
+    config = _as_there(config, model, there)
     found = read_prompts(
         config.prompts, config.images, seed=config.seed, prompt_column=config.prompt_column
     )
-    config = _resolve(config, model, len(found.prompts))
-    return Plan(config, _spec(config, model, found.fill(config.images)), found)
+    if not config.images:
+        config = replace(config, images=max(len(found.prompts), _images(there)))
+    config = _resolve(config, model)
+    return Plan(config, _spec(config, model, found.fill(config.images)), found, there)
 
 
-def _resolve(config: HarvestConfig, model: LoadedModel, prompts: int) -> HarvestConfig:
-    """Fill in every default that depends on the model, the number of prompts or the memory."""
-    size = (config.height or model.size[0], config.width or model.size[1])
-    grid = model.grid(size)
-    images = config.images or prompts
-    steps = config.steps or model.steps
-    length = config.max_sequence_length or model.max_sequence_length
+def _as_there(config: HarvestConfig, model: LoadedModel, there: Store | None) -> HarvestConfig:
+    """Take what a setting leaves open from the store there, and add its sites to any that it lacks."""
     blocks = {"double": model.info["double"], "single": model.info["single"]}
     sites = expand_sites(config.sites, **blocks)
+    if there is None:
+        return replace(config, sites=sites)
+    kept = there.attrs.get("config", {})
+    stored = list(stages_of(there).values())[-1]["sites"]
+    if set(sites) - set(stored):
+        sites = expand_sites((*stored, *sites), **blocks)
+    return replace(
+        config,
+        sites=sites,
+        images=config.images or (_images(there) if config.prompts == "shapes" else 0),
+        batch=config.batch or kept.get("batch", 0),
+        images_per_shard=config.images_per_shard or kept.get("images_per_shard", 0),
+    )
+
+
+def _images(there: Store | None) -> int:
+    return 0 if there is None else list(stages_of(there).values())[-1]["images"]
+
+
+def _resolve(config: HarvestConfig, model: LoadedModel) -> HarvestConfig:
+    """Fill in every default that depends on the model or the memory; none depends on the number of images, so that more may follow."""
+    size = (config.height or model.size[0], config.width or model.size[1])
+    grid = model.grid(size)
+    steps = config.steps or model.steps
+    length = config.max_sequence_length or model.max_sequence_length
     numbers = config.numbers(steps)
-    shapes = [_shape(model, site, grid, length, config.tokens_per_image) for site in sites]
+    shapes = [_shape(model, site, grid, length, config.tokens_per_image) for site in config.sites]
     image_bytes = sum(tokens * d for tokens, d in shapes) * len(numbers) * 2
     # In images: there are two batches and two shards at a time.
     room = config.buffer_mb * _MB / (4 * image_bytes)
     batch = config.batch or min(16, max(1, _BATCH_TOKENS // (grid[0] * grid[1])), int(room) or 1)
-    batch = min(batch, images)
     batches = min(_SHARD_BATCHES, max(1, _SHARD_BYTES // (image_bytes * batch)))
-    per_shard = config.images_per_shard or batch * max(1, min(batches, int(room // batch)))
-    per_shard = min(per_shard, images)
-    needed = 2 * (min(batch, per_shard) + per_shard) * image_bytes
+    per_shard = min(config.images_per_shard, max(config.images, _SMALL_STORE))
+    per_shard = per_shard or batch * max(1, min(batches, int(room // batch)))
+    shard = min(per_shard, config.images)
+    needed = 2 * (min(batch, shard) + shard) * image_bytes
     if needed > config.buffer_mb * _MB:
         raise ValueError(
-            f"--buffer-mb: expected room for two batches of {batch} and two shards of {per_shard} "
+            f"--buffer-mb: expected room for two batches of {min(batch, shard)} and two shards of {shard} "
             f"images of these sites, {units.size(needed)}, got {units.size(config.buffer_mb * _MB)}; raise "
             "it, lower --batch or --images-per-shard, or ask for fewer sites, steps or tokens"
         )
     return replace(
         config,
         model=model.name,
-        sites=sites,
-        images=images,
         steps=steps,
         batch=batch,
         images_per_shard=per_shard,

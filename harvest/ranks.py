@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +33,25 @@ class Ranks:
         """Wait until every process has called this."""
         if self.world > 1:
             distributed.barrier()
+
+    def lead(self, work: Callable[[], None]) -> None:
+        """Run something on rank 0 while the others wait; an error of it is raised in all of them.
+
+        Raises:
+            ValueError: it raised an error, on another rank.
+        """
+        told: list[str | None] = [None]
+        try:
+            if self.rank == 0:
+                work()
+        except Exception as error:
+            told = [str(error) or type(error).__name__]
+            raise
+        finally:
+            if self.world > 1:
+                distributed.broadcast_object_list(told)
+        if told[0] is not None:
+            raise ValueError(told[0])
 
     def device(self, asked: str) -> str:
         """The device of this process: its own GPU, where `asked` leaves it open."""

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import platform
+import socket
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from harvest.capture import Capture, Enough
 from harvest.config import HarvestConfig
 from harvest.estimate import estimate, in_words
+from harvest.fill import fill, length, rows_of, tasks_of
 from harvest.models import LoadedModel, load_model
 from harvest.plan import Plan, make_plan, plain
 from harvest.prompts import TextCache
 from harvest.ranks import Ranks, joined_ranks
-from harvest.store import Location, StoreSpec, StoreWriter, create_store
-from harvest.units import size
+from harvest.store import (
+    Location,
+    StoreWriter,
+    alone,
+    create_store,
+    extend_store,
+    read_passes,
+    write_passes,
+)
 
 
 def harvest(config: HarvestConfig) -> dict[str, Any]:
@@ -38,11 +48,14 @@ def harvest(config: HarvestConfig) -> dict[str, Any]:
         dry run: what it would take.
 
     Raises:
-        ValueError: the settings are wrong, `out` holds another store, or an activation is not
-            finite (naming site, step and prompt).
+        ValueError: the settings are wrong, `out` holds another store, or an activation or a picture
+            is not finite (naming site, step and prompt).
         OSError: the store cannot be written.
     """
-    with joined_ranks() as ranks:
+    with joined_ranks() as ranks, ExitStack() as held:
+        if not config.dry_run:
+            place = Location(config.out)
+            ranks.lead(lambda: held.enter_context(alone(place, "harvested")))
         config = replace(config, device=ranks.device(config.device))
         parts = "none" if config.dry_run else "text" if config.offload == "text" else "all"
         model = _load(config, parts)
@@ -53,54 +66,169 @@ def harvest(config: HarvestConfig) -> dict[str, Any]:
             expected = estimate(plan, model)
             print(in_words(expected, plan))
             return {"store": str(Location(config.out)), "dry_run": True, **expected._asdict()}
+        ranks.wait()  # every rank has looked at what was there
         return _harvest(plan, model, config, ranks)
 
 
 def _harvest(plan: Plan, model: LoadedModel, asked: HarvestConfig, ranks: Ranks) -> dict[str, Any]:
-    config, spec, _ = plan
+    config, spec = plan.config, plan.spec
     place = Location(config.out)
-    if ranks.rank == 0:
-        create_store(config.out, spec)
-    ranks.wait()
-    writer = create_store(config.out, spec)  # opens the store that rank 0 made
+    ranks.lead(lambda: _open(plan))
+    writer = StoreWriter(place, spec)
     beside = place.sibling(".config.json")
     if ranks.rank == 0:
         settings = {name: plain(value) for name, value in asdict(config).items()}
         beside.write_text(json.dumps(settings | {"out": str(place)}, indent=2) + "\n")
     pending = writer.pending()
+    there = {shard: writer.there(shard) for shard in pending}
+    made = sum(length(writer.images_of(shard)) - there[shard].images for shard in pending)
+    added = [
+        site for site in spec.sites if any(site not in p.sites for p in there.values() if p.images)
+    ]
     ranks.wait()  # every rank must have seen the same store before any of them writes
-    own = [shard for shard in pending if shard % ranks.world == ranks.rank]
+    own = pending[ranks.rank :: ranks.world]
+    check = None
+    if ranks.rank == 0 and pending:
+        check = _Check(
+            plan,
+            model,
+            {
+                "fingerprint": writer.fingerprint,
+                "made": made,
+                "added": added,
+                "processes": ranks.world,
+            },
+        )
     cache = None
     if config.offload == "text" and own:
         cache = TextCache(place, writer.fingerprint)
         cache.fill(
             model,
-            {n: spec.prompts[writer.images_of(n)] for n in own},
+            {task.shard: spec.prompts[task.made] for task in tasks_of(writer, own, config.batch)},
             batch=config.batch,
             max_sequence_length=config.max_sequence_length,
         )
         model = _load(asked, "image", instead_of=model)
-    made = fill(writer, plan, model, shards=own, cache=cache, quiet=ranks.rank > 0)
+    if check is not None:
+        check.compare(model)
+    fill(writer, plan, model, shards=own, cache=cache, quiet=ranks.rank > 0)
     ranks.wait()
 
     rows = {site: spec.images * spec.steps * tokens for site, (tokens, _) in spec.sites.items()}
     if ranks.rank == 0:
+        writer.finish()
         writer.sweep()
         if config.offload == "text":  # no process needs the folder any more
             TextCache(place, writer.fingerprint).close()
-        made = sum(_length(writer.images_of(shard)) for shard in pending)
         done = f"{made} images made, {spec.images - made} were there already"
+        if added:
+            done += f"; {', '.join(added)} added to those"
         print(f"{place}: {spec.images} images ({done}), {sum(rows.values()):,} rows")
+    if check is not None:
+        check.end()
     return {
         "store": str(place),
         "fingerprint": writer.fingerprint,
         "model": model.name,
         "images": spec.images,
         "made": made,
+        "added": added,
         "steps": spec.steps,
         "rows": rows,
         "config": str(beside),
     }
+
+
+def _open(plan: Plan) -> None:
+    """Make the store, or make room in the one that is there."""
+    if plan.there is None:
+        create_store(plan.config.out, plan.spec)
+    else:
+        extend_store(plan.config.out, plan.spec, plan.part)
+
+
+class _Check:
+    """This run's entry among the passes of its store, and whether it computes what they did.
+
+    The same bits come of the same processor, threads and versions. Where a pass before had others, or is not known,
+    the first batch is made again at one site.
+    """
+
+    def __init__(self, plan: Plan, model: LoadedModel, facts: dict[str, Any]) -> None:
+        self.place, self.plan = Location(plan.config.out), plan
+        self.passes = read_passes(self.place)
+        self.entry = {
+            "images": plan.spec.images,
+            "sites": list(plan.spec.sites),
+            **facts,
+            "started": _now(),
+            "finished": None,
+            "host": socket.gethostname(),
+            "environment": _environment(plan, model),
+            "differs": None,
+        }
+        known = [one.get("environment") for one in self.passes] or [None]
+        config, there = plan.config, plan.there
+        count = min(config.batch, config.images_per_shard, 0 if there is None else there.images)
+        sure = all(one == self.entry["environment"] for one in known)
+        self.images = 0 if there is None or sure or not there.done[:count].all() else count
+        self.text: dict[str, torch.Tensor] | None = None
+        if self.images and config.offload == "text":
+            encoded = model.encode(plan.spec.prompts[: self.images], config.max_sequence_length)
+            self.text = {name: value.cpu().clone() for name, value in encoded.items()}
+        write_passes(self.place, [*self.passes, self.entry])
+
+    def compare(self, model: LoadedModel) -> None:
+        """Make the first batch again, where needed, and say in one line if it differs from what is stored."""
+        there, images = self.plan.there, slice(0, self.images)
+        if there is None or not self.images:
+            return
+        site = there.sites[-1]
+        rows = rows_of(self.plan, model, images, site, self.text)
+        stored = there.read(site, images)
+        self.entry["differs"] = float(
+            np.linalg.norm(rows - stored) / max(np.linalg.norm(stored), 1e-30)
+        )
+        if not np.array_equal(rows, stored):
+            print(
+                f"{self.place}: rows of {site} made here differ from those stored by {self.entry['differs']:.1e} of their "
+                f"norm (images 0 to {images.stop - 1}): another processor, number of threads or version made "
+                "them; what is added is not to the bit what it would have been there"
+            )
+
+    def end(self) -> None:
+        """Note that the run has ended."""
+        self.entry["finished"] = _now()
+        write_passes(self.place, [*self.passes, self.entry])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _environment(plan: Plan, model: LoadedModel) -> dict[str, Any]:
+    """What the bits of an activation depend on, apart from the settings."""
+    versions = {**plan.spec.attrs["versions"], "transformers": version("transformers")}
+    if "nf4" in (plan.config.quantize, plan.config.quantize_text):
+        versions["bitsandbytes"] = version("bitsandbytes")
+    if model.place.type == "cuda":
+        return {"processor": torch.cuda.get_device_name(model.place), "versions": versions}
+    return {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _load(
@@ -121,162 +249,3 @@ def _load(
         offload=config.offload,
         parts=parts,
     )
-
-
-def fill(
-    writer: StoreWriter,
-    plan: Plan,
-    model: LoadedModel,
-    *,
-    shards: Sequence[int],
-    cache: TextCache | None = None,
-    quiet: bool = False,
-) -> int:
-    """Make shards of a store; one is written while the next is made.
-
-    Args:
-        writer: the store.
-        plan: what is made.
-        model: the model, loaded.
-        shards: numbers of the shards.
-        cache: their encoded prompts, where the model has no text encoders.
-        quiet: show no progress bar.
-
-    Returns:
-        the number of images made.
-    """
-    config, spec, _ = plan
-    missing = sum(_length(writer.images_of(shard)) for shard in shards)
-    capture = Capture(
-        model.pipe.transformer,
-        list(spec.sites),
-        steps=config.steps,
-        numbers=spec.numbers,
-        stop=not config.pictures,
-    )
-    bar = tqdm(
-        total=spec.images,
-        initial=spec.images - missing,
-        unit="image",
-        desc="harvest",
-        smoothing=0.1,
-        disable=quiet,
-    )
-    writing: Future[None] | None = None
-    with bar, capture, ThreadPoolExecutor(1) as writers, ThreadPoolExecutor(1) as copiers:
-        for shard in shards:
-            shard_text = None if cache is None else cache.read(shard)
-            maker = _ShardMaker(plan, model, capture, bar=bar, copiers=copiers)
-            made = maker.make(writer.images_of(shard), shard_text)
-            if writing is not None:
-                writing.result()
-            writing = writers.submit(_write, writer, shard, made, cache)
-        if writing is not None:
-            writing.result()
-    return missing
-
-
-def _write(
-    writer: StoreWriter,
-    shard: int,
-    made: tuple[Mapping[str, np.ndarray], np.ndarray | None],
-    cache: TextCache | None,
-) -> None:
-    writer.write(shard, *made)
-    if cache is not None:
-        cache.drop(shard)
-
-
-class _ShardMaker:
-    """Runs the pipeline over one shard."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        model: LoadedModel,
-        capture: Capture,
-        *,
-        bar: tqdm,
-        copiers: ThreadPoolExecutor,
-    ) -> None:
-        self.config, spec, _ = plan
-        self.spec, self.model, self.capture = spec, model, capture
-        self.bar, self.copiers = bar, copiers
-        self.rows = sum(tokens for tokens, _ in spec.sites.values()) * spec.steps
-        values = sum(tokens * d for tokens, d in spec.sites.values()) * spec.steps
-        self.megabytes = values * 2 / 1e6
-
-    def make(
-        self, where: slice, text: Mapping[str, torch.Tensor] | None
-    ) -> tuple[Mapping[str, np.ndarray], np.ndarray | None]:
-        """bfloat16 bits by site, and the pictures; a batch is copied while the next one is made."""
-        spec, config, count = self.spec, self.config, _length(where)
-        bits = {
-            site: np.empty((count, spec.steps, *shape), np.uint16)
-            for site, shape in spec.sites.items()
-        }
-        pictures = None if spec.picture is None else np.empty((count, *spec.picture, 3), np.uint8)
-        copying: Future[None] | None = None
-        for start in range(0, count, config.batch):
-            own = slice(start, min(start + config.batch, count))
-            chosen = slice(where.start + own.start, where.start + own.stop)
-            self.capture.pick({name: at[chosen] for name, at in spec.positions.items()})
-            part = None if text is None else {name: value[own] for name, value in text.items()}
-            made = self._generate(chosen, part)
-            _check_schedule(spec, self.model)
-            taken = self.capture.take()
-            if copying is not None:
-                copying.result()  # the next batch reuses its buffers
-            copying = self.copiers.submit(_copy, taken, bits, own)
-            if pictures is not None and made is not None:
-                pictures[own] = made
-            self._show(own.stop - own.start)
-        if copying is not None:
-            copying.result()
-        return bits, pictures
-
-    def _generate(
-        self, chosen: slice, text: Mapping[str, torch.Tensor] | None
-    ) -> np.ndarray | None:
-        config, spec = self.config, self.spec
-        try:
-            return self.model.generate(
-                spec.prompts[chosen],
-                spec.seeds[chosen],
-                steps=config.steps,
-                size=(config.height, config.width),
-                max_sequence_length=config.max_sequence_length,
-                guidance=config.guidance,
-                text=text,
-            )
-        except Enough:
-            self.model.pipe.maybe_free_model_hooks()
-            return None
-
-    def _show(self, images: int) -> None:
-        self.bar.update(images)
-        rate = self.bar.format_dict["rate"]
-        if rate and not self.bar.disable:
-            free = Location(self.config.out).free()
-            left = "" if free is None else f", {size(free)} left"
-            text = f"{rate * self.rows:,.0f} rows/s, {rate * self.megabytes:,.3g} MB/s{left}"
-            self.bar.set_postfix_str(text, refresh=False)
-
-
-def _copy(taken: Mapping[str, torch.Tensor], bits: Mapping[str, np.ndarray], own: slice) -> None:
-    for site, values in taken.items():
-        bits[site][own] = values.view(torch.int16).numpy().view(np.uint16)
-
-
-def _check_schedule(spec: StoreSpec, model: LoadedModel) -> None:
-    """Check that the noise levels in the store, computed before the run, are those that were used."""
-    used = model.pipe.scheduler.sigmas.tolist()
-    if [used[number] for number in spec.numbers] != list(spec.sigmas):
-        raise RuntimeError(
-            f"the pipeline used noise levels {used[:-1]}, but the store says {list(spec.sigmas)}; "
-            "this version of diffusers schedules otherwise: please report it"
-        )
-
-
-def _length(where: slice) -> int:
-    return where.stop - where.start

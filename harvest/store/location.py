@@ -51,7 +51,7 @@ class Location:
             return self.path
         from zarr.storage import ObjectStore
 
-        return ObjectStore(self._objects, read_only=read_only)
+        return ObjectStore(self.objects, read_only=read_only)
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
@@ -66,7 +66,7 @@ class Location:
         """Whether there is anything."""
         if self.path is not None:
             return self.path.exists()
-        objects = self._objects
+        objects = self.objects
         try:
             return any(len(batch) for batch in objects.list(chunk_size=1))
         except self.errors as error:
@@ -79,7 +79,7 @@ class Location:
         from obstore.exceptions import NotFoundError
 
         try:
-            self._objects.head(key)
+            self.objects.head(key)
         except (FileNotFoundError, NotFoundError):
             return False
         return True
@@ -93,19 +93,20 @@ class Location:
             )
             return
         start = f"{folder}/" if folder else ""
-        for batch in self._objects.list(prefix=start or None):
+        for batch in self.objects.list(prefix=start or None):
             yield from (entry["path"].removeprefix(start) for entry in batch)
 
     def put(self, files: Mapping[str, bytes]) -> None:
-        """Write files by name; once this returns or raises, no write is still under way."""
+        """Write files by name, each whole or not at all; once this returns or raises, no write is still under way."""
         if self.path is not None:
             for key, data in files.items():
                 file = self.path / key
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(data)
+                with atomic.whole_file(file) as draft:
+                    draft.write_bytes(data)
             return
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(self._objects.put, files, files.values()):
+            for _ in pool.map(self.objects.put, files, files.values()):
                 pass
 
     def remove(self, keys: Iterable[str]) -> None:
@@ -114,7 +115,7 @@ class Location:
             for key in keys:
                 (self.path / key).unlink()
             return
-        self._objects.delete(list(keys))
+        self.objects.delete(list(keys))
 
     def free(self) -> int | None:
         """Bytes left on the disk, or None for a URL."""
@@ -134,7 +135,7 @@ class Location:
         if self.path is None:
             folder, _, name = str(self.url).rpartition("/")
             try:
-                Location(folder)._objects.put(name, text.encode())
+                Location(folder).objects.put(name, text.encode())
             except self.errors as error:
                 raise OSError(f"{self} cannot be written: {first_line(error)}") from error
             return
@@ -143,8 +144,21 @@ class Location:
         except OSError as error:
             raise OSError(f"{self} cannot be written: {first_line(error)}") from error
 
+    def read_text(self) -> str | None:
+        """What a text file holds, or None where there is none."""
+        if self.path is not None:
+            return self.path.read_text(encoding="utf-8") if self.path.is_file() else None
+        from obstore.exceptions import NotFoundError
+
+        folder, _, name = str(self.url).rpartition("/")
+        try:
+            return bytes(Location(folder).objects.get(name).bytes()).decode()
+        except (FileNotFoundError, NotFoundError):
+            return None
+
     @cached_property
-    def _objects(self) -> Any:
+    def objects(self) -> Any:
+        """What obstore opens for a URL."""
         try:
             from obstore.store import from_url
         except ImportError as error:

@@ -26,11 +26,11 @@ import zarr
 from harvest.store.bfloat16 import from_bits
 from harvest.store.gather import gather, unreadable
 from harvest.store.location import Location, first_line
-from harvest.store.schema import FORMAT, VERSION, stamp, stream_of
+from harvest.store.schema import FORMAT, PASS, VERSION, stamp, stream_of
 from harvest.store.statistics import NORM_EDGES, Norms, Statistics
 
 _SPLITS = {"train": 0, "validation": 1}
-_OWN = ("format", "version", "fingerprint")
+_OWN = ("format", "version", "fingerprint", PASS)
 
 
 def open_store(path: str | Path) -> Store:
@@ -72,7 +72,12 @@ def open_store(path: str | Path) -> Store:
             f"{VERSION}; " + ("harvest it again" if older else "upgrade jaxdict")
         )
     store = Store(place, group, attrs)
-    store.check()
+    try:
+        store.check()
+    except ValueError:
+        if dict(zarr.open_group(place.zarr(read_only=True), mode="r").attrs) == attrs:
+            raise
+        return open_store(path)  # a harvest has just added to it
     return store
 
 
@@ -171,13 +176,12 @@ class Store:
         Raises:
             ValueError: the site is not in the store or nothing is done yet.
         """
-        _, steps, tokens, _ = self.shape(site)
+        steps = self.shape(site)[1]
         done = self._finished_shards()
         chosen = slice(None) if step is None else _indices([step], steps, "step")
         parts = self._all(f"statistics/{site}")[done][:, chosen]
-        per_shard = self.attrs["images_per_shard"]
-        lengths = np.minimum(per_shard, self.images - np.arange(len(done)) * per_shard)
-        count = int(lengths[done].sum()) * parts.shape[1] * tokens
+        # Counted by the norms, as a harvest may since have added images to the last shard.
+        count = int(self._all(f"norms/{site}")[done][:, chosen].sum())
         total, square = parts[:, :, 0].sum((0, 1)), parts[:, :, 1].sum((0, 1))
         low, high = parts[:, :, 2].min((0, 1)), parts[:, :, 3].max((0, 1))
         return Statistics(count, total / count, square / count, low, high)
@@ -265,13 +269,17 @@ class Store:
         shapes |= {f"images/{name}": (self.images,) for name in ("prompt", "seed", "split", "done")}
         for name, shape in shapes.items():
             found = self._array(name).shape if name in self.group else None
-            if found != tuple(shape):
+            longer = PASS in self.attrs and found is not None and found[0] > shape[0]
+            if found != tuple(shape) and not (longer and found[1:] == tuple(shape[1:])):
                 raise ValueError(
                     f"{self.path} is mixed or damaged: expected {name} of shape {tuple(shape)}, "
                     f"got {found}; harvest it again into a new folder"
                 )
-        own = np.uint64(stamp(self.fingerprint))
-        other = np.flatnonzero((self._stamps != 0) & (self._stamps != own))
+        marks = [
+            stamp(name) for name in (self.fingerprint, *self.attrs.get(PASS, {}).get("stages", ()))
+        ]
+        own = np.array([0, *marks], np.uint64)
+        other = np.flatnonzero(~np.isin(self._stamps, own))
         if len(other):
             raise ValueError(
                 f"{self.path} is mixed: its shard {other[0]} was written for another store; "
@@ -288,8 +296,12 @@ class Store:
         return self._arrays[name]
 
     def _all(self, name: str) -> np.ndarray:
+        """A small array; what an unfinished pass has made it longer by is left out."""
+        group = name.partition("/")[0]
+        shards = -(-self.images // self.attrs["images_per_shard"])
+        length = {"steps": self.steps, "images": self.images}.get(group, shards)
         try:
-            return np.asarray(self._array(name)[:])
+            return np.asarray(self._array(name)[:length])
         except (ValueError, RuntimeError, KeyError, *self.place.errors) as error:
             raise unreadable(name, self.place, error) from error
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,13 @@ COMPRESSIONS = ("none", "zstd")
 TARGET_CHUNK = 1_500_000
 """Target size of an inner chunk in bytes: large enough to read fast, small enough to read little."""
 
+PASS = "pass"
+"""Attribute of a store to which images or sites are being added: its `stages`, fingerprint -> the images and sites that
+a shard so stamped has, and whether its arrays are `ready`."""
+READY = "ready"
+
 _RESERVED = (
-    *("format", "version", "fingerprint", "images", "steps", "images_per_shard", "grid"),
+    *(PASS, "format", "version", "fingerprint", "images", "steps", "images_per_shard", "grid"),
     *("picture", "sites", "words", "prompts", "seeds", "split", "labels", "sigmas", "timesteps"),
     *("denoising_steps", "step_numbers", "positions", "chunk_bytes", "compress"),
 )
@@ -133,6 +138,20 @@ class StoreSpec:
     def numbers(self) -> tuple[int, ...]:
         """Which denoising step each captured one is."""
         return tuple(int(n) for n in self.step_numbers) or tuple(range(self.steps))
+
+    def part(self, images: int, sites: Collection[str]) -> StoreSpec:
+        """The spec of the first images at some of the sites; `attrs` are left as they are."""
+        kept = {name: shape for name, shape in self.sites.items() if name in sites}
+        streams = {stream_of(name) for name in kept}
+        lists = {
+            name: value[:images]
+            for name in ("prompts", "seeds", "split", "labels", "words")
+            if (value := getattr(self, name)) is not None
+        }
+        positions = {
+            stream: where[:images] for stream, where in self.positions.items() if stream in streams
+        }
+        return replace(self, sites=kept, images=images, positions=positions, **lists)
 
     def content(self) -> dict[str, Any]:
         """All fields as plain JSON values (tuples are lists)."""

@@ -5,34 +5,44 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.storage import MemoryStore
 
 from harvest.store.bfloat16 import finite, to_bits
+from harvest.store.gather import gather
+from harvest.store.layout import GROUP, attributes_of, empty_files, group_file
 from harvest.store.location import Location, first_line
 from harvest.store.read import open_store
 from harvest.store.schema import (
     FORMAT,
-    VERSION,
+    PASS,
     StoreSpec,
-    chunk_shape,
     fingerprint,
     first_difference,
     stamp,
 )
-from harvest.store.statistics import NORM_EDGES, STATISTICS, summarize
+from harvest.store.statistics import summarize
 from harvest.units import size
 
 _SHORT = 120
 """Characters of a value that are shown in an error."""
-_GROUP = "zarr.json"
-"""The file of the group's attributes."""
+
+
+class Part(NamedTuple):
+    """What a shard has.
+
+    Attributes:
+        images: so many of its images, from its first on.
+        sites: at these sites.
+    """
+
+    images: int
+    sites: tuple[str, ...]
 
 
 def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
@@ -67,7 +77,7 @@ def create_store(path: str | Path, spec: StoreSpec) -> StoreWriter:
 
 def _create_local(path: Path, spec: StoreSpec) -> None:
     if path.is_dir() and any(path.iterdir()):
-        return _refuse_other(path, spec)
+        return refuse_other(path, spec)
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected --out to be a folder for the store, got the file {path}")
     try:
@@ -76,7 +86,7 @@ def _create_local(path: Path, spec: StoreSpec) -> None:
         raise OSError(f"{error.filename} is, or lies in, a file and not a folder") from error
     draft = _draft(path)  # always the same name, so that the next run removes what a kill left
     shutil.rmtree(draft, ignore_errors=True)
-    Location(draft).put(_files(spec))
+    Location(draft).put(empty_files(spec))
     os.replace(draft, path)
 
 
@@ -91,41 +101,75 @@ def _create_remote(place: Location, spec: StoreSpec) -> None:
         except FileNotFoundError as error:
             raise ValueError(f"expected --out to be an empty place, got {place}") from error
         if "draft" not in attrs:  # a draft is what a kill left while the store was made
-            return _refuse_other(place, spec)
-    draft: dict[str, Any] = {}
-    zarr.create_group(MemoryStore(draft), attributes={"format": FORMAT, "draft": True})
-    place.put({_GROUP: draft[_GROUP].to_bytes()})
-    place.remove(key for key in place.files() if key != _GROUP)
-    files = _files(spec)
-    attributes = files.pop(_GROUP)
+            return refuse_other(place, spec)
+    place.put({GROUP: group_file({"format": FORMAT, "draft": True})})
+    place.remove(key for key in place.files() if key != GROUP)
+    files = empty_files(spec)
+    attributes = files.pop(GROUP)
     place.put(files)
-    place.put({_GROUP: attributes})
+    place.put({GROUP: attributes})
 
 
 class StoreWriter:
     """Writes shards. A shard's done flag is written last, so it is either finished or pending."""
 
     def __init__(self, place: Location, spec: StoreSpec) -> None:
-        """Open the store that `create_store` made or found."""
+        """Open the store that `create_store` or `extend_store` made or found."""
         self.place = place
         self.spec = spec
         self._group = zarr.open_group(place.zarr(), mode="r+")
-        self.fingerprint = str(self._group.attrs["fingerprint"])
+        attrs = self._group.attrs
+        whole = {"images": spec.images, "sites": list(spec.sites)}
+        passing: Any = attrs.get(PASS, {})
+        stages = passing.get("stages", {str(attrs["fingerprint"]): whole})
+        self.fingerprint = str(list(stages)[-1])
+        self._stages = {
+            stamp(name): (int(stage["images"]), tuple(stage["sites"]))
+            for name, stage in stages.items()
+        }
 
     def pending(self) -> list[int]:
-        """Numbers of the shards that are not done.
+        """Numbers of the shards that lack images or sites.
 
         Raises:
-            ValueError: the flags that say so cannot be read.
+            ValueError: the marks that say so cannot be read.
         """
         try:
-            done = np.asarray(self._array("images/done")[:], bool)
+            parts = self._parts(range(self.spec.shards))
         except (ValueError, RuntimeError, *self.place.errors) as error:
             raise ValueError(
-                f"images/done of {self.place} cannot be read ({first_line(error)}); if it is "
+                f"images/done and shards/stamp of {self.place} cannot be read ({first_line(error)}); if one is "
                 f"damaged, see `jaxdict inspect {self.place} --verify`"
             ) from error
-        return [n for n in range(self.spec.shards) if not done[self.images_of(n)].all()]
+        whole = Part(0, tuple(self.spec.sites))
+        return [
+            shard
+            for shard, part in enumerate(parts)
+            if part != whole._replace(images=_length(self.images_of(shard)))
+        ]
+
+    def there(self, shard: int) -> Part:
+        """What a shard has: everything where it is finished, and less where a pass is to add to it."""
+        return self._parts([shard])[0]
+
+    def _parts(self, shards: Sequence[int]) -> list[Part]:
+        first, last = self.images_of(shards[0]).start, self.images_of(shards[-1]).stop
+        done = np.asarray(self._array("images/done")[first:last])
+        stamps = np.asarray(self._array("shards/stamp")[shards[0] : shards[-1] + 1])
+        parts = []
+        for shard, mark in zip(shards, stamps.tolist(), strict=True):
+            where = self.images_of(shard)
+            images, sites = self._stages.get(mark, (0, ()))
+            count = min(max(images - where.start, 0), _length(where))
+            if not count or not done[where.start - first :][:count].all():
+                count, sites = 0, ()
+            parts.append(Part(count, sites))
+        return parts
+
+    def stored(self, name: str, where: slice) -> np.ndarray:
+        """Read images of `sites/<site>` (bits) or `images/picture`, as the writer sees them."""
+        images = np.arange(where.start, where.stop)
+        return gather(self._array(name), images, name=name, place=self.place)
 
     def images_of(self, shard: int) -> slice:
         """The images of a shard."""
@@ -142,9 +186,10 @@ class StoreWriter:
 
         Args:
             shard: its number.
-            activations: site -> [images of the shard, step, token, d]; floats are rounded to
-                bfloat16 (nearest, ties to even), uint16 are bfloat16 bits.
-            pictures: uint8 [images of the shard, H, W, 3], or None if the store keeps none.
+            activations: site -> [images of the shard, step, token, d], of all sites, or of those alone that a
+                shard with all its images lacks; floats are rounded to bfloat16 (nearest, ties to even), uint16
+                are bfloat16 bits.
+            pictures: uint8 [images of the shard, H, W, 3], or None if the store keeps none or has them already.
 
         Raises:
             ValueError: a site is missing or too many, a shape is wrong, or a value is not finite
@@ -153,24 +198,29 @@ class StoreWriter:
                 before stay as they are.
         """
         spec, where = self.spec, self.images_of(shard)
-        count = where.stop - where.start
-        if set(activations) != set(spec.sites):
+        count = _length(where)
+        with self._telling(where):
+            part = self.there(shard)
+        added = part.images == count and set(activations) == set(spec.sites) - set(part.sites)
+        if not added and set(activations) != set(spec.sites):
             raise ValueError(f"expected sites {sorted(spec.sites)}, got {sorted(activations)}")
-        if (pictures is None) != (spec.picture is None):
+        if (pictures is None) != (added or spec.picture is None):
             raise ValueError(f"expected pictures of {spec.picture}, got {type(pictures).__name__}")
         if pictures is not None and spec.picture is not None:
             _expect_shape("pictures", pictures, (count, *spec.picture, 3))
         sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         bits: dict[str, np.ndarray] = {}
-        for site, (tokens, d) in spec.sites.items():
-            _expect_shape(site, activations[site], (count, spec.steps, tokens, d))
-            bits[site] = to_bits(activations[site])
+        for site, values in activations.items():
+            _expect_shape(site, values, (count, spec.steps, *spec.sites[site]))
+            bits[site] = to_bits(values)
             sums[site] = summarize(bits[site])
-        if not all(np.isfinite(part).all() for part, _ in sums.values()):
+        if not all(np.isfinite(sum_).all() for sum_, _ in sums.values()):
             self._refuse(bits, where.start)
-        try:
-            for site in spec.sites:
-                self._array(f"sites/{site}")[where] = bits[site]
+        with self._telling(where):
+            if 0 < part.images < count:  # its statistics are not those of its images for a while
+                self._array("shards/stamp")[shard] = np.uint64(0)
+            for site, values in bits.items():
+                self._array(f"sites/{site}")[where] = values
                 self._array(f"statistics/{site}")[shard], self._array(f"norms/{site}")[shard] = (
                     sums[site]
                 )
@@ -178,6 +228,29 @@ class StoreWriter:
                 self._array("images/picture")[where] = pictures
             self._array("shards/stamp")[shard] = np.uint64(stamp(self.fingerprint))
             self._array("images/done")[where] = np.uint8(1)
+
+    def finish(self) -> None:
+        """End a pass that added to the store, unless a shard is still pending."""
+        if PASS in self._group.attrs and not self.pending():
+            own = np.uint64(stamp(self.fingerprint))
+            stamps = np.asarray(self._array("shards/stamp")[:])
+            for shard in np.flatnonzero(stamps != own).tolist():
+                self._array("shards/stamp")[shard] = own
+            # Last: until then a reader sees the store as it was before the pass.
+            self.place.put({GROUP: group_file(attributes_of(self.spec.content()))})
+
+    def sweep(self) -> None:
+        """Remove what a kill left half written, unless a shard is still pending."""
+        if self.place.path is not None and not self.pending():
+            for ending in ("partial", "tmp"):
+                for leftover in self.place.path.rglob(f"*.{ending}"):
+                    leftover.unlink(missing_ok=True)
+
+    @contextmanager
+    def _telling(self, where: slice) -> Iterator[None]:
+        """Say, where the place fails, which images were to be written and what to do."""
+        try:
+            yield
         except self.place.errors as error:
             free = self.place.free()
             left = "" if free is None else f", {size(free)} are left on the disk"
@@ -186,12 +259,6 @@ class StoreWriter:
                 f"{first_line(error)}{left}; make room, or see that the place can be reached and "
                 "written, and run the same command again: what was finished is kept"
             ) from error
-
-    def sweep(self) -> None:
-        """Remove what a kill left half written, unless a shard is still pending."""
-        if self.place.path is not None and not self.pending():
-            for leftover in self.place.path.rglob("*.partial"):
-                leftover.unlink(missing_ok=True)
 
     def _array(self, name: str) -> Any:
         # Zeros are written too, so that a missing file always means a loss.
@@ -212,118 +279,39 @@ class StoreWriter:
         )
 
 
+def _length(where: slice) -> int:
+    return where.stop - where.start
+
+
 def _expect_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
 
 
-def _refuse_other(path: Path | Location, spec: StoreSpec) -> None:
+def refuse_other(path: Path | Location, spec: StoreSpec) -> None:
     """Raise unless the store at `path` is the one that `spec` describes."""
     place = Location(path) if isinstance(path, Path) else path
-    if place.path is not None and not place.holds(_GROUP):
+    if place.path is not None and not place.holds(GROUP):
         raise ValueError(
             f"expected --out to be a new folder, an empty one or a store, but {path} holds other files"
         )
     store = open_store(str(path))
     content = spec.content()
-    if store.fingerprint == fingerprint(content):
-        return
-    found = first_difference(store.content(), content)
-    sites = list(store.sites), list(spec.sites)
-    if sites[0] != sites[1] and max(map(len, map(json.dumps, sites))) <= _SHORT:
-        found = ("sites", *sites)
-    name, old, new = found or ("fingerprint", store.fingerprint, fingerprint(content))
-    raise ValueError(
-        f"{path} holds a store with {name} = {_short(old)}, but {_short(new)} was asked for; "
-        "use the same settings to go on with it, or another --out"
-    )
+    if store.fingerprint != fingerprint(content):
+        found = first_difference(store.content(), content)
+        sites = list(store.sites), list(spec.sites)
+        if sites[0] != sites[1] and max(map(len, map(json.dumps, sites))) <= _SHORT:
+            found = ("sites", *sites)
+        name, old, new = found or ("fingerprint", store.fingerprint, fingerprint(content))
+        raise ValueError(
+            f"{path} holds a store with {name} = {short(old)}, but {short(new)} was asked for; "
+            "use the same settings to go on with it, or another --out"
+        )
+    if PASS in store.attrs:
+        raise ValueError(f"{path} is being added to; run the harvest that does it again")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as it is shown in an error."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _SHORT else text[: _SHORT - 3] + "..."
-
-
-def _files(spec: StoreSpec) -> dict[str, bytes]:
-    """The files of a store that holds no activations yet.
-
-    They are made in memory, because zarr carries on with other requests after one has failed.
-    """
-    made: dict[str, Any] = {}
-    content = spec.content()
-    arrays = ("prompts", "seeds", "split", "labels", "sigmas", "timesteps", "words")
-    group = zarr.create_group(MemoryStore(made))
-    n, per_shard = spec.images, spec.images_per_shard
-    checked = {"filters": None, "compressors": (Crc32cCodec(),)}
-    rows = checked
-    if spec.compress == "zstd":  # exponents repeat, mantissas do not: their bytes are kept apart
-        shuffled = BloscCodec(typesize=2, cname="zstd", clevel=3, shuffle="shuffle")
-        rows = {"filters": None, "compressors": (shuffled, Crc32cCodec())}
-    packed = {"compressors": (ZstdCodec(), Crc32cCodec())}
-
-    def add(name: str, shape: tuple, dims: tuple, chunks: tuple, dtype: str, **more: Any) -> Any:
-        return group.create_array(
-            name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dims, **more
-        )
-
-    per_image = (("image",), (per_shard,))
-    add("images/prompt", (n,), *per_image, "string", **packed)[:] = _text(content["prompts"])
-    tags = [json.dumps(tags, ensure_ascii=False) for tags in content["labels"]]
-    more = {"attributes": {"encoding": "json"}, **packed}
-    add("images/labels", (n,), *per_image, "string", **more)[:] = _text(tags)
-    seeds = np.asarray(content["seeds"], np.int64)
-    add("images/seed", (n,), *per_image, "int64", **checked)[:] = seeds
-    more = {"attributes": {"values": ["train", "validation"]}, **checked}
-    add("images/split", (n,), *per_image, "uint8", **more)[:] = np.asarray(spec.split, np.uint8)
-    add("images/done", (n,), *per_image, "uint8", **checked)
-    if spec.words is not None:
-        tokens = len(spec.words[0])
-        words = add(
-            "images/word", (n, tokens), ("image", "token"), (per_shard, tokens), "string", **packed
-        )
-        words[:] = _text(content["words"])
-    if spec.picture is not None:
-        shard = (per_shard, *spec.picture, 3)
-        inner = (*chunk_shape((per_shard, int(np.prod(shard[1:]))), 1)[:1], *shard[1:])
-        dims = ("image", "y", "x", "channel")
-        add("images/picture", (n, *shard[1:]), dims, inner, "uint8", shards=shard, **packed)
-
-    for stream, where in spec.positions.items():
-        tokens = np.shape(where)[1]
-        dims, inner = ("image", "token"), (per_shard, tokens)
-        add(f"images/picked_{stream}", (n, tokens), dims, inner, "int32", **packed)[:] = where
-
-    columns = (("sigma", spec.sigmas), ("timestep", spec.timesteps), ("number", spec.numbers))
-    for name, values in columns:
-        kind = "int32" if name == "number" else "float64"
-        array = add(f"steps/{name}", (spec.steps,), ("step",), (spec.steps,), kind, **checked)
-        array[:] = np.asarray(values, kind)
-    places = np.stack(np.divmod(np.arange(np.prod(spec.grid)), spec.grid[1]), 1).astype(np.int32)
-    array = add("tokens/img", places.shape, ("token", "yx"), places.shape, "int32", **checked)
-    array[:] = places
-
-    add("shards/stamp", (spec.shards,), ("shard",), (1,), "uint64", **checked)
-    for site, (tokens, d) in spec.sites.items():
-        shard = (per_shard, spec.steps, tokens, d)
-        shape, dims = (n, *shard[1:]), ("image", "step", "token", "d")
-        more = {"shards": shard, "attributes": {"dtype": "bfloat16"}, **rows}
-        inner = chunk_shape(shard, target=spec.chunk_bytes)
-        add(f"sites/{site}", shape, dims, inner, "uint16", **more)
-        width, bins = len(STATISTICS), len(NORM_EDGES) - 1
-        dims, inner = ("shard", "step", "statistic", "d"), (1, spec.steps, width, d)
-        more = {"attributes": {"statistics": list(STATISTICS)}, **checked}
-        add(f"statistics/{site}", (spec.shards, *inner[1:]), dims, inner, "float64", **more)
-        dims, inner = ("shard", "step", "bin"), (1, spec.steps, bins)
-        more = {"attributes": {"edges": NORM_EDGES[1:-1].tolist()}, **packed}
-        add(f"norms/{site}", (spec.shards, *inner[1:]), dims, inner, "int64", **more)
-
-    kept = {key: value for key, value in content.items() if key not in arrays}
-    kept["words"] = None if spec.words is None else len(spec.words[0])
-    group.attrs.put(
-        {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint(content), **kept}
-    )
-    return {key: value.to_bytes() for key, value in made.items()}
-
-
-def _text(values: list) -> np.ndarray:
-    return np.array(values, dtype=np.dtypes.StringDType())

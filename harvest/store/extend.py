@@ -1,0 +1,139 @@
+"""A store takes more images, or more sites of the images that it has.
+
+While such a pass is under way, readers see the store as it was: what is added lies beyond the images and sites that
+its attributes tell of. They are replaced last. Of the shards, each one's stamp says what it has already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harvest.store.layout import GROUP, empty_files, group_file
+from harvest.store.location import Location, first_line
+from harvest.store.read import Store, open_store
+from harvest.store.schema import PASS, READY, StoreSpec, fingerprint
+from harvest.store.write import StoreWriter, create_store, refuse_other, short
+
+PartOf = Callable[[int, Sequence[str]], StoreSpec]
+"""What a spec would be with its first images and some of its sites alone."""
+_PASSES = ".passes.json"
+"""Ending of the file beside a store that tells which runs made what of it, when, and on which processor and versions."""
+_MARKS = ("images/done/c/", "shards/stamp/c/")
+
+
+def extend_store(path: str | Path, spec: StoreSpec, part_of: PartOf) -> StoreWriter:
+    """Create a store, go on with one, or begin to add images and sites to it.
+
+    Args:
+        path: folder or URL of the store.
+        spec: what it is to hold in the end.
+        part_of: what `spec` would be with its first images and some of its sites alone; what is there must be that.
+
+    Returns:
+        a writer; `pending()` lists what is still missing.
+
+    Raises:
+        ValueError: `path` holds a store of other or of more images, sites or settings (naming the field and both
+            values), or something else.
+        OSError: it cannot be written.
+    """
+    place = Location(path)
+    store = existing_store(place)
+    if store is None or (PASS not in store.attrs and _same(store.fingerprint, spec)):
+        return create_store(path, spec)
+    stages = stages_of(store)
+    target = fingerprint(spec.content())
+    if target != list(stages)[-1]:
+        _expect_larger(store, stages, spec)
+        for number, (name, stage) in enumerate(stages.items()):
+            part = part_of(stage["images"], stage["sites"])
+            if _same(name, part):
+                continue
+            if number == 0:
+                refuse_other(place, part)
+            raise ValueError(
+                f"{place} has an unfinished pass to {stage['images']} images of other prompts or settings; "
+                "run its own command again first"
+            )
+        stages[target] = {"images": spec.images, "sites": list(spec.sites)}
+    elif store.attrs[PASS][READY]:
+        return StoreWriter(place, spec)
+    try:
+        _prepare(place, store, spec, stages)
+    except place.errors as error:
+        raise OSError(f"the store {place} cannot be added to: {first_line(error)}") from error
+    return StoreWriter(place, spec)
+
+
+def existing_store(place: Location) -> Store | None:
+    """The store at a place, or None where there is none that can be read."""
+    try:
+        return open_store(str(place))
+    except ValueError:
+        return None
+
+
+def stages_of(store: Store) -> dict[str, dict[str, Any]]:
+    """Fingerprint -> images and sites: of the store as readers see it and, last, of what an unfinished pass is to make of it."""
+    own = {"images": store.images, "sites": list(store.sites)}
+    return dict(store.attrs.get(PASS, {}).get("stages", {store.fingerprint: own}))
+
+
+def _same(digest: str, spec: StoreSpec) -> bool:
+    return digest == fingerprint(spec.content())
+
+
+def _expect_larger(store: Store, stages: dict[str, dict[str, Any]], spec: StoreSpec) -> None:
+    """Raise unless a spec has more images or sites than a store, and all that a pass is adding."""
+    last = list(stages.values())[-1]
+    of = "an unfinished pass to" if PASS in store.attrs else "a store with"
+    new = {"images": spec.images, "sites": list(spec.sites)}
+    fewer = {
+        "images": spec.images < last["images"],
+        "sites": not set(last["sites"]) <= set(spec.sites),
+    }
+    for name in fewer:
+        if fewer[name]:
+            raise ValueError(
+                f"{store.path} holds {of} {name} = {short(last[name])}, but {short(new[name])} was asked for; "
+                f"it takes more {name}, not fewer: ask for at least those, or use another --out"
+            )
+    if new == last:
+        refuse_other(store.place, spec)
+
+
+def _prepare(
+    place: Location, store: Store, spec: StoreSpec, stages: dict[str, dict[str, Any]]
+) -> None:
+    """Make room: larger arrays, and what they say of each image, where no reader looks yet."""
+    files = {
+        name: data
+        for name, data in empty_files(spec).items()
+        if name != GROUP and not name.startswith(_MARKS)
+    }
+    attrs = dict(store.group.attrs)
+    for ready in (False, True):
+        place.put({GROUP: group_file(attrs | {PASS: {"stages": stages, READY: ready}})})
+        if not ready:
+            place.put(files)
+
+
+def read_passes(place: Location) -> list[dict[str, Any]]:
+    """The runs that made a store, the first one first; none where the file is missing or damaged."""
+    try:
+        return list(json.loads(place.sibling(_PASSES).read_text() or "{}").get("passes", []))
+    except (ValueError, AttributeError, *place.errors):
+        return []
+
+
+def write_passes(place: Location, passes: list[dict[str, Any]]) -> None:
+    """Replace the list of runs."""
+    place.sibling(_PASSES).write_text(json.dumps({"passes": passes}, indent=2) + "\n")
+
+
+def was(place: Location, fingerprint: str) -> bool:
+    """Whether a store had a fingerprint before images or sites were added to it."""
+    return any(one.get("fingerprint") == fingerprint for one in read_passes(place))
