@@ -64,6 +64,35 @@ def write_tensors(
     return whole
 
 
+def tensor_header(
+    shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+    hashes: Mapping[str, str],
+) -> bytes:
+    """The bytes before the arrays of a safetensors file, for a writer that has them only piece by piece.
+
+    They are as many whatever the hashes, so that a file can be written before its hashes are known.
+
+    Args:
+        shapes: dtype and shape of each array, by name, in the order in which they lie in the file.
+        metadata: what else the file says of itself.
+        hashes: of the arrays, by name.
+    """
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    plain = {name: [names[dtype], list(shape)] for name, (dtype, shape) in shapes.items()}
+    whole = _whole_hash(plain, metadata, hashes)
+    text = json.dumps({"file": whole, **{f"tensor {name}": one for name, one in hashes.items()}})
+    facts: dict[str, Any] = {"__metadata__": {**metadata, NAME: text}}
+    at = 0
+    for name, (dtype, shape) in shapes.items():
+        end = at + int(np.prod(shape)) * dtype.itemsize
+        facts[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    header = json.dumps(facts).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
 class TensorFile:
     """A safetensors file whose arrays are read one at a time, each into memory of its own.
 
@@ -113,6 +142,11 @@ class TensorFile:
     def names(self) -> list[str]:
         """Names of the arrays, in the order of the file."""
         return sorted(self._entries, key=lambda name: self._entries[name][2])
+
+    def form(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """Dtype and shape of an array."""
+        dtype, shape, _ = self._entries[name]
+        return dtype, tuple(shape)
 
     def read(self, name: str) -> np.ndarray:
         """An array, in memory that nothing else uses.

@@ -69,7 +69,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "steer.edits": ("steer.config",),
     "harvest.prompts": ("harvest.atomic", "harvest.shapes", "harvest.store", "harvest.models"),
     "jaxdict.metrics": ("jaxdict.codes", "jaxdict.pursuit", "jaxdict.dictionary", "jaxdict.rows"),
-    "jaxdict.runs": ("harvest.atomic", "jaxdict.flags", "jaxdict.plots", "jaxdict.rows"),
+    "jaxdict.runs": (
+        "harvest.atomic",
+        "harvest.hashing",
+        "harvest.tensors",
+        "jaxdict.devices",
+        "jaxdict.flags",
+        "jaxdict.plots",
+        "jaxdict.rows",
+    ),
     "jaxdict.sae": (
         "harvest.flags",
         "jaxdict.codes",
@@ -90,6 +98,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "jaxdict.evaluate": (
         "harvest.atomic",
         "harvest.flags",
+        "harvest.sites",
         "jaxdict.devices",
         "jaxdict.tables",
         "harvest.store",
@@ -117,6 +126,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "jaxdict.training": (
         "harvest.atomic",
         "harvest.flags",
+        "harvest.sites",
         "jaxdict.devices",
         "jaxdict.flags",
         "harvest.store",
@@ -171,6 +181,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "jaxdict.training",
     ),
     "jaxdict.inspect": (
+        "harvest.sites",
         "harvest.atomic",
         "harvest.flags",
         "harvest.units",
@@ -195,7 +206,7 @@ LIGHT: dict[str, set[str]] = {
     "harvest.units": set(),
     "harvest.sites": set(),
     "harvest.config": set(),
-    "harvest.store": {"numpy", "zarr", "ml_dtypes", "obstore", "tqdm"},
+    "harvest.store": {"numpy", "zarr", "ml_dtypes", "obstore", "tqdm", "filelock"},
     "jaxdict.flags": set(),
     "jaxdict.tables": set(),
     "jaxdict.dictionary.arrays": {"numpy"},

@@ -6,3 +6,4 @@ from .mesh import FEATURES as FEATURES
 from .mesh import own_indices as own_indices
 from .precision import FULL_PRECISION as FULL_PRECISION
 from .processes import Processes as Processes
+from .processes import whole as whole

@@ -96,15 +96,13 @@ class Processes:
 
     def gathered(self, state: Any) -> Any:
         """A state whose arrays this process can read: of several processes gathered, as NumPy arrays."""
-        return _whole(state) if self.several else state
+        return jax.tree.map(lambda leaf: np.array(whole(leaf)), state) if self.several else state
 
 
-def _whole(state: Any) -> Any:
-    def whole(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            from jax.experimental import multihost_utils
+def whole(array: Any) -> np.ndarray:
+    """An array as NumPy sees it, gathered if it lies in several processes, which all have to ask for it then."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        from jax.experimental import multihost_utils
 
-            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-        return np.array(leaf, copy=True)
-
-    return jax.tree.map(whole, state)
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)

@@ -1,8 +1,9 @@
-"""Orbax checkpoints of a run: the whole train state, atomic, the newest few and the best kept."""
+"""Orbax checkpoints of a run: the whole train state, atomic, hashed, the newest few and the best kept."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,27 +12,38 @@ import jax
 import numpy as np
 
 FOLDER = "checkpoints"
-VERSION = 1
+VERSION = 2
+"""Version 1 kept the arrays as Orbax's own, compressed, and the facts beside them, without hashes."""
+_ITEM, _FIRST_ITEM = "saved", "facts"
+"""Folders that show of which version a checkpoint is: of this one, and of version 1."""
 
 
-def _not_about_scores(record: logging.LogRecord) -> bool:
-    """Orbax warns of each checkpoint without a score; most have none, since not every save is measured."""
-    return "did not provide metrics" not in record.getMessage()
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Whether a message of Orbax is news.
+
+    It warns of each checkpoint without a score; most have none, since not every save is measured. What fails in its
+    thread it shows with a traceback, and then raises it again, when the next save or the end is waited for.
+    """
+    said = record.getMessage()
+    return "did not provide metrics" not in said and not record.exc_info
 
 
 class Checkpoints:
     """Saves and restores one run's state; Orbax writes in the background and renames when done."""
 
-    def __init__(self, run: Path, *, keep: int = 2) -> None:
+    def __init__(self, run: Path, *, keep: int = 2, verify: bool = True) -> None:
         """Open the checkpoints of a run.
 
         Args:
             run: the run's folder.
             keep: newest checkpoints that stay, beside the one with the lowest score.
+            verify: whether what is read has to have the hashes that were written beside it.
         """
         import orbax.checkpoint as ocp
 
-        self._ocp = ocp
+        from jaxdict.runs import handler
+
+        self._ocp, self._handler, self._verify = ocp, handler, verify
         self.folder = (run / FOLDER).resolve()
         managers = ocp.checkpoint_managers
         newest = managers.LatestN(n=keep)
@@ -44,9 +56,13 @@ class Checkpoints:
         policy = managers.AnyPreservationPolicy([newest, best])
         # Without best_fn Orbax writes no score to the disk, and another process would know of none.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=lambda numbers: -numbers["score"], create=True
+            preservation_policy=policy,
+            best_fn=lambda numbers: -numbers["score"],
+            create=True,
+            # The handler writes before it returns, so its folder has to be there.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        logging.getLogger("absl").addFilter(_not_about_scores)
+        logging.getLogger("absl").addFilter(_worth_saying)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Checkpoints:
@@ -84,23 +100,22 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, facts: dict[str, Any], *, score: float | None = None
     ) -> None:
-        """Write a checkpoint in the background.
+        """Write a checkpoint; returns as soon as the arrays may be written over, the rest is done in the background.
 
         Args:
             step: optimizer step, the checkpoint's name.
-            state: pytree of arrays. It is copied first, because the next step donates its buffers
-                and on a CPU Orbax would otherwise write from memory that is being reused.
+            state: pytree of arrays; all processes have to come here with theirs.
             facts: JSON-able.
             score: held-out FVU of these weights, where it was measured.
+
+        Raises:
+            OSError: the disk is full, or cannot be written; perhaps of the save before.
         """
-        copied = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
-        args = self._ocp.args
+        arrays = dict(_named(state))
+        saved = self._handler.SaveState(arrays, {"version": VERSION, **facts})
         self._manager.save(
             step,
-            args=args.Composite(
-                state=args.StandardSave(copied),
-                facts=args.JsonSave({"version": VERSION, **facts}),
-            ),
+            args=self._ocp.args.Composite(**{_ITEM: saved}),
             metrics=None if score is None else {"score": score},
             force=True,
         )
@@ -109,34 +124,56 @@ class Checkpoints:
         """The facts of a checkpoint alone (the newest by default), as they were given to `save`.
 
         Raises:
-            ValueError: there is no checkpoint, or a newer version wrote it.
+            FileNotFoundError: a file is missing.
+            ValueError: there is no checkpoint, it is damaged, or a newer version wrote it.
         """
         step = self._known(step)
-        args = self._ocp.args
-        restored = self._manager.restore(step, args=args.Composite(facts=args.JsonRestore()))
-        return self._checked(step, restored["facts"])
+        return self._checked(step, self._open(step).facts)
 
-    def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Read a checkpoint.
+    def restore(
+        self, template: Any, step: int | None = None, *, place: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Read a checkpoint, one array at a time.
 
         Args:
-            template: a pytree of the same structure, shapes and dtypes.
+            template: a pytree of the same names, shapes and dtypes as the state, or as a part of it.
             step: which; the newest by default.
+            place: a tree of the same structure, of functions that make of each NumPy array what is wanted of it,
+                for instance an array on a device; None for the NumPy arrays themselves.
 
         Returns:
-            The state as NumPy arrays, bit for bit, and the facts.
+            The state, bit for bit, and the facts.
 
         Raises:
-            ValueError: there is no checkpoint, or a newer version wrote it.
+            FileNotFoundError: a file is missing.
+            ValueError: there is no checkpoint, it is damaged or of another shape, or a newer version wrote it.
         """
         step = self._known(step)
-        args = self._ocp.args
-        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-        restored = self._manager.restore(
-            step,
-            args=args.Composite(state=args.StandardRestore(blank), facts=args.JsonRestore()),
-        )
-        return restored["state"], self._checked(step, restored["facts"])
+        saved = self._open(step)
+        facts = self._checked(step, saved.facts)
+        puts = jax.tree.map(lambda _: np.asarray, template) if place is None else place
+        leaves = []
+        for (name, like), put in zip(_named(template), jax.tree.leaves(puts), strict=True):
+            expected, found = (np.dtype(like.dtype), tuple(like.shape)), saved.form(name)
+            if found != expected:
+                raise ValueError(
+                    f"{self.name(step)}: expected {name} of {_form(expected)}, got {_form(found)}; "
+                    "name the run that the settings are of"
+                )
+            leaves.append(put(saved.read(name)))
+        return jax.tree.unflatten(jax.tree.structure(template), leaves), facts
+
+    def _open(self, step: int) -> Any:
+        """A checkpoint, whose arrays are read when they are asked for."""
+        args, folder = self._ocp.args, self.folder / str(step)
+        if (folder / _FIRST_ITEM).is_dir():
+            return _FirstVersion(self._manager, args, step, folder)
+        if not (folder / _ITEM).is_dir():
+            raise FileNotFoundError(
+                f"expected {_ITEM} in {folder}, found none: the checkpoint is not whole; {self._handler.REMEDY}"
+            )
+        asked = args.Composite(**{_ITEM: self._handler.ReadState(verify=self._verify)})
+        return self._manager.restore(step, args=asked)[_ITEM]
 
     def _known(self, step: int | None) -> int:
         """The step that is asked for, or that of the newest checkpoint."""
@@ -148,11 +185,11 @@ class Checkpoints:
         return step
 
     def _checked(self, step: int, facts: dict[str, Any]) -> dict[str, Any]:
-        """The facts without the version, which must be this one."""
+        """The facts without the version, which must be this one or an older."""
         version = facts.get("version")
-        if version != VERSION:
+        if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise ValueError(
-                f"{self.name(step)}: expected version {VERSION}, got {version!r}; "
+                f"{self.name(step)}: expected version 1 to {VERSION}, got {version!r}; "
                 "install a newer jaxdict"
             )
         return {name: value for name, value in facts.items() if name != "version"}
@@ -160,3 +197,33 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait until every save is on the disk."""
         self._manager.wait_until_finished()
+
+
+class _FirstVersion:
+    """A checkpoint of version 1, whose arrays Orbax reads all at once."""
+
+    def __init__(self, manager: Any, args: Any, step: int, folder: Path) -> None:
+        asked = args.Composite(facts=args.JsonRestore(), state=args.StandardRestore())
+        try:
+            found = manager.restore(step, args=asked)
+        except (ValueError, KeyError, OSError) as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{folder} is damaged: {said}; use another checkpoint") from error
+        self.facts, self._arrays = found["facts"], dict(_named(found["state"]))
+
+    def form(self, name: str) -> tuple[np.dtype, tuple[int, ...]] | None:
+        array = self._arrays.get(name)
+        return None if array is None else (np.dtype(array.dtype), tuple(array.shape))
+
+    def read(self, name: str) -> np.ndarray:
+        return self._arrays.pop(name)
+
+
+def _form(form: tuple[np.dtype, tuple[int, ...]] | None) -> str:
+    return "none" if form is None else f"{form[0]} {form[1]}"
+
+
+def _named(state: Any) -> Iterator[tuple[str, Any]]:
+    """Each array of a pytree with its name, such as params/encoder."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -62,17 +63,33 @@ def sharded(step: Callable[..., Any], mesh: Mesh, *, members: int) -> Callable[.
     return run
 
 
+def placing(state: TrainState, mesh: Mesh | None, *, members: int = 0) -> Any:
+    """For each array of a state, what moves a NumPy array like it to its devices, partitioned as `specs` says.
+
+    Args:
+        state: of one model, or of several on a first axis; shapes suffice.
+        mesh: the devices; None for the default one, which gets a copy that it owns and so may donate.
+        members: how many are stacked on the first axis, 0 for none.
+    """
+    if mesh is None:
+        return jax.tree.map(lambda _: jnp.array, state)
+
+    def put(sharding: NamedSharding) -> Callable[[Any], jax.Array]:
+        def to_devices(leaf: Any) -> jax.Array:
+            values = np.asarray(leaf)
+            return jax.make_array_from_callback(values.shape, sharding, lambda at: values[at])
+
+        return to_devices
+
+    return jax.tree.map(put, shardings(state, mesh, members=members))
+
+
 def place_state(state: TrainState, mesh: Mesh | None, *, members: int = 0) -> TrainState:
     """A state moved to its devices, each array partitioned as `specs` says.
 
-    Every process must hold the whole state, as it does at the start or after a restore.
+    Every process must hold the whole state, as it does at the start.
     """
     if mesh is None:
         return state
-    places = shardings(state, mesh, members=members)
-
-    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        values = np.asarray(leaf)
-        return jax.make_array_from_callback(values.shape, sharding, lambda at: values[at])
-
-    return jax.tree.map(put, state, places)
+    puts = placing(state, mesh, members=members)
+    return jax.tree.map(lambda put, leaf: put(leaf), puts, state)
