@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from harvest import units
@@ -78,3 +78,25 @@ def captured_steps(config: Any) -> None:
         steps,
         "see `jaxdict inspect STORE` for the captured steps",
     )
+
+
+def expect_captured(chosen: Sequence[int], numbers: Sequence[int]) -> None:
+    """Check that a store has the captured steps chosen by --steps.
+
+    Args:
+        chosen: Captured indices; empty means all.
+        numbers: The denoising step that each captured one is.
+    """
+    wrong = [index for index in chosen if index >= len(numbers)]
+    steps = ", ".join(map(str, numbers))
+    below = f"captured indices below {len(numbers)} (of the denoising steps {steps})"
+    expect(not wrong, "steps", below, wrong, "see `jaxdict inspect STORE`")
+
+
+def print_captured(chosen: Sequence[int], numbers: Sequence[int]) -> None:
+    """Print which denoising steps those chosen by --steps are, as `expect_captured` takes them."""
+    if chosen:
+        steps = ", ".join(str(numbers[index]) for index in chosen)
+        print(
+            f"--steps: captured {', '.join(map(str, chosen))}, which are the denoising steps {steps}"
+        )

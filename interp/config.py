@@ -37,7 +37,8 @@ class IndexConfig:
     images: int = 2000
     """Images to read at most, drawn at random from the split; 0 means all of it."""
     steps: tuple[int, ...] = ()
-    """Denoising steps of the store to read (indices into its captured steps); empty means all."""
+    """Captured steps to read, by index: 1 is the second one of the store, whichever denoising step that is
+    (both are printed); empty means all."""
     top: int = 12
     """Top images kept for each feature; an image counts once, with its strongest token."""
     quantiles: int = 4

@@ -74,6 +74,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
     "grid": list,
     "tokens": int,
     "steps": list,
+    "captured_steps": list,
     "sigmas": list,
     "split": str,
     "images": list,
@@ -96,7 +97,7 @@ class FeatureIndex:
     """A feature index: `facts` is the JSON file, the rest are arrays with one row a feature.
 
     Attributes:
-        facts: kind, site, stream, m, d, k, grid, steps, prompts, seeds, words, tags, dictionary, store, summary, ...
+        facts: kind, site, stream, m, d, k, grid, steps (denoising), captured_steps (their indices in the store), prompts, seeds, words, tags, dictionary, store, summary, ...
         density: share of all rows where the feature is active (value above 0).
         image_count: images where it is active at least once.
         mean: mean value over the rows where it is active; 0 if never.
@@ -106,7 +107,7 @@ class FeatureIndex:
         step_density: share of the rows of a step where it is active.
         example_image: image (in the store) of each example, -1 where there is none; the first `facts["top"]` columns
             are the strongest images in order, the others come from further down the feature's range.
-        example_step: step (in the store) of the example's strongest row.
+        example_step: denoising step of the example's strongest row.
         example_token: token of the example's strongest row.
         example_value: its value.
         heat_start: offsets of each example's heat in `heat_token` and `heat_value`: that of example j of feature f is
@@ -125,7 +126,7 @@ class FeatureIndex:
         best_tag: the tag with the largest `auroc_selected`, -1 without tags or if never active.
         tag_feature: for each tag the feature with the largest `auroc_selected`.
         order: features, clearest first: by `auroc_selected` of their best tag.
-        source: (image, step, token) that an ITDA atom came from, else -1.
+        source: (image, denoising step, token) that an ITDA atom came from, else -1.
     """
 
     facts: dict[str, Any]

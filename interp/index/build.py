@@ -198,10 +198,10 @@ def _arrays(
     start = heat_start[np.concatenate([np.cumsum(exists) - exists, [exists.sum()]])]
     m, e = ranks.shape
     start = start[np.arange(m)[:, None] * e + np.arange(e + 1)]
-    _, _, images, steps, tokens = selection
+    store, _, images, steps, tokens = selection
     cells = {
         "example_image": images[postings.image].astype(np.int64),
-        "example_step": steps[postings.row // tokens].astype(np.int32),
+        "example_step": store.step_numbers[steps][postings.row // tokens].astype(np.int32),
         "example_token": (postings.row % tokens).astype(np.int32),
         "example_value": postings.value,
     }
@@ -232,7 +232,13 @@ def _order_by_words(words: Words, statistics: CodeStatistics) -> np.ndarray:
 
 def _source(coder: Coder) -> np.ndarray:
     source = coder.dictionary.source
-    return np.full((coder.m, 3), -1, np.int32) if source is None else source.astype(np.int32)
+    if source is None:
+        return np.full((coder.m, 3), -1, np.int32)
+    source = source.astype(np.int32)
+    told = coder.dictionary.card.get("sources") or {}
+    if (steps := told.get("denoising_step")) is not None:
+        source[:, 1] = np.asarray(steps, np.int32)[source[:, 1]]
+    return source
 
 
 def _facts(
@@ -254,7 +260,8 @@ def _facts(
         "d": coder.d,
         "k": coder.k,
         "grid": [int(side) for side in store.grid],
-        "steps": [int(step) for step in steps],
+        "steps": store.step_numbers[steps].tolist(),
+        "captured_steps": steps.tolist(),
         "sigmas": [float(store.sigmas[step]) for step in steps],
         "split": config.split,
         "images": images.tolist(),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from harvest.flags import expect
+from harvest.flags import expect, expect_captured, print_captured
 from harvest.store import Store
 from interp.config import IndexConfig
 from interp.index.postings import CodeStatistics
@@ -23,7 +23,7 @@ class Selection(NamedTuple):
         store: an open store.
         site: one of its sites.
         images: int64, images to read, rising.
-        steps: int64, indices into the captured steps.
+        steps: int64, captured indices of the steps to read.
         tokens: tokens of an image.
     """
 
@@ -49,11 +49,9 @@ def select(config: IndexConfig, coder: Coder, store: Store) -> Selection:
     site = _choose_site(config, coder, store)
     images = _choose_images(config, store)
     _, total_steps, tokens, _ = store.shape(site)
+    expect_captured(config.steps, store.step_numbers.tolist())
+    print_captured(config.steps, store.step_numbers.tolist())
     steps = np.asarray(config.steps or range(total_steps), np.int64)
-    if steps.max() >= total_steps:
-        raise ValueError(
-            f"--steps: expected indices below {total_steps}, the steps of the store, got {steps.max()}"
-        )
     return Selection(store, site, images, steps, tokens)
 
 

@@ -74,7 +74,7 @@ def measure_pca(
     def report(bits: np.ndarray, weight: np.ndarray) -> BatchReport:
         return _report(jnp.asarray(floats(bits)), jnp.asarray(weight), mean, vectors)
 
-    return measure_blocks(source.blocks(), source.steps, report, batch=batch)
+    return measure_blocks(source.blocks(), source.denoising_steps, report, batch=batch)
 
 
 @jax.jit

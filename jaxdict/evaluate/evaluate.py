@@ -71,11 +71,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "store_fingerprint": store.fingerprint,
         "same_store": store.fingerprint == dictionary.card.get("store_fingerprint"),
         "site": ", ".join(rows),
+        "trained_site": dictionary.card.get("site"),
         "stream": ", ".join(streams),
         "target": None if target is None else target.site,
         "split": config.split,
         "steps": [
-            {"step": i, "number": int(store.step_numbers[i]), "sigma": float(store.sigmas[i])}
+            {"step": int(store.step_numbers[i]), "captured": i, "sigma": float(store.sigmas[i])}
             for i in range(store.steps)
         ],
         "encoder": config.encoder,

@@ -34,7 +34,7 @@ class Captions(NamedTuple):
     Attributes:
         title: above each picture.
         labels: way to rebuild rows (own, pursuit, random, pca, mean) -> its name in the legend.
-        steps: `step`, `number` and `sigma` of each denoising step.
+        steps: `step` and `sigma` of each denoising step.
     """
 
     title: str
@@ -127,7 +127,7 @@ def _fvu_by_step(
         axes.plot(range(len(heights)), heights, color=COLOURS[name], marker="o", ms=5, lw=1.6)
     shown = list(next(iter(ways.values())).steps)
     some = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), 8)).round().astype(int))
-    words = [f"{named[shown[i]]['number']}\n$\\sigma$ {named[shown[i]]['sigma']:.2f}" for i in some]
+    words = [f"{shown[i]}\n$\\sigma$ {named[shown[i]]['sigma']:.2f}" for i in some]
     axes.set_xticks(some, words)
     axes.set(xlabel="denoising step", ylabel="FVU, raw")
     _log(axes)

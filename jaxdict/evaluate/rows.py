@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,10 @@ def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dic
             f"--encoder: expected own for a transcoder, got 'pursuit', which would have to see the "
             f"rows of {target} that are to be predicted; leave --encoder out"
         )
+    others = [site for site in sites if own and site != own]
+    if others:
+        carried = f"at {', '.join(others)} it says how far the dictionary carries over"
+        print(f"note: the dictionary was trained at {own}; {carried}", file=sys.stderr)
     sources = {
         site: source_of(store, site, split=config.split).spread(config.rows) for site in sites
     }

@@ -72,7 +72,9 @@ def inspect_store(config: InspectConfig, path: str) -> dict[str, Any]:
         _show_norms(store, table)
     if done < store.images:
         print("\n  unfinished: run the same harvest command again to go on")
-    result = {"what": "store", "path": path, "done": done, **facts, **verified, "sites": table}
+    numbered = {"denoising steps": store.step_numbers.tolist()}  # of each list "by step"
+    result = {"what": "store", "path": path, "done": done, **facts, **numbered, **verified}
+    result["sites"] = table
 
     if config.spectrum or config.plot:
         spectra = _spectra(store, sites, config.rows)

@@ -46,7 +46,8 @@ class TrainITDAConfig:
     seed: int = 0
     """Seed of the order of the rows."""
     steps: tuple[int, ...] = ()
-    """Denoising steps of the store to use (indices into its captured steps); empty means all."""
+    """Captured steps to use, by index: 1 is the second one of the store, whichever denoising step that is
+    (both are printed); empty means all."""
     normalize: Literal["none", "rms", "standardize", "whiten"] = "standardize"
     """Fixed map applied before pursuit; the exported dictionary keeps it."""
     fit_rows: int = 1_000_000

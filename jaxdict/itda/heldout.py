@@ -81,7 +81,7 @@ class Evaluator:
 
         started = time.perf_counter()
         blocks = side_by_side(source.blocks(), target)
-        measured = measure_blocks(blocks, source.steps, report, batch=_BATCH)
+        measured = measure_blocks(blocks, source.denoising_steps, report, batch=_BATCH)
         self.seconds += time.perf_counter() - started
         return measured, total
 

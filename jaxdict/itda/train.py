@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from harvest.atomic import write_json
+from harvest.flags import print_captured
 from harvest.store import open_store
 from jaxdict.flags import resumable
 from jaxdict.itda.build import Build, Normalizers, add_batch, empty_build, restore, save
@@ -69,6 +70,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     """
     store = open_store(config.store)
     source = source_of(store, config.site, steps=config.steps)
+    print_captured(config.steps, store.step_numbers.tolist())
     target = source.beside(config.target) if config.target else None
     sizes = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
     single_pass = SinglePass(source, seed=config.seed, target=target, **sizes)

@@ -95,7 +95,7 @@ def measure_dictionary(
         return _report(codes, y, y_hat, jnp.asarray(weight), shift, m=dictionary.m)
 
     blocks = side_by_side(watched(source, name), target)
-    return measure_blocks(blocks, source.steps, report, batch=batch)
+    return measure_blocks(blocks, source.denoising_steps, report, batch=batch)
 
 
 def pursuit_encoder(

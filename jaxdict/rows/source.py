@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harvest.flags import expect
+from harvest.flags import expect, expect_captured
 from harvest.store import from_bits, stream_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Source:
         store: an open store.
         site: which site.
         images: int64 [images], sorted, the images to take.
-        steps: indices of the captured denoising steps to take.
+        steps: captured indices of the steps to take.
     """
 
     store: Store
@@ -37,6 +37,11 @@ class Source:
     def d(self) -> int:
         """Width of a row."""
         return int(self.store.shape(self.site)[3])
+
+    @property
+    def denoising_steps(self) -> tuple[int, ...]:
+        """The denoising step that each of `steps` is."""
+        return tuple(int(self.store.step_numbers[index]) for index in self.steps)
 
     @property
     def rows_per_image(self) -> int:
@@ -105,7 +110,7 @@ def source_of(
         store: an open store.
         site: which site.
         split: train, validation or all.
-        steps: captured denoising steps, empty for all.
+        steps: captured indices of the steps to take, empty for all.
 
     Returns:
         The source.
@@ -115,9 +120,7 @@ def source_of(
     """
     known = f"a site of {store.path} ({', '.join(store.sites)})"
     expect(site in store.sites, "site", known, site, "pick one of them")
-    wrong = [step for step in steps if step >= store.steps]
-    below = f"indices below {store.steps} (captured steps)"
-    expect(not wrong, "steps", below, wrong, "see `jaxdict inspect STORE`")
+    expect_captured(steps, store.step_numbers.tolist())
     images = np.sort(np.asarray(store.indices(split), np.int64))  # pyright: ignore
     if not len(images):
         raise ValueError(

@@ -95,7 +95,8 @@ class DataConfig:
     """Training rows: how many, in which order, normalized how."""
 
     steps: tuple[int, ...] = field(default=(), metadata=NOT_SWEPT)
-    """Denoising steps to train on (indices into the store's captured steps); empty means all."""
+    """Captured steps to train on, by index: 1 is the second one of the store, whichever denoising step that
+    is (both are printed); empty means all."""
     rows: int = field(default=10_000_000, metadata=MAY_GROW)
     """Training rows seen in all, over as many epochs as it takes (rounded up to whole batches). With --resume a
     larger number goes on, a finished run too."""

@@ -41,7 +41,7 @@ class HeldOut:
         source = source.spread(config.run.eval_rows)
         target = source.beside(config.target) if config.target else None
         self._blocks = list(side_by_side(source.blocks(), target))
-        self._steps, self._width = source.steps, source.d
+        self._steps, self._width = source.denoising_steps, source.d
 
     def summary(self, params: SAEParams, *, slots: int) -> dict[str, Any] | None:
         """Held-out numbers of some weights; None when the store has no validation images.

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import jax
 from tqdm import tqdm
 
+from harvest.flags import expect_captured, print_captured
 from harvest.store import open_store
 from jaxdict.devices import Processes, mesh
 from jaxdict.runs import Checkpoints, Stop, stop_signals
@@ -42,6 +43,9 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     Tracker.check(run.tracker)
     processes = Processes.join(asked.coordinator, count=asked.processes, number=asked.process)
     store = open_store(config.store)
+    expect_captured(config.data.steps, store.step_numbers.tolist())
+    if processes.chief:
+        print_captured(config.data.steps, store.step_numbers.tolist())
     members = sweep.expand(config, store)
     total = members[0].resolved.optimizer_steps
     atoms = tuple(member.resolved.m for member in members)

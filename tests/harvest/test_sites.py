@@ -56,6 +56,13 @@ def test_a_glob_matches_part_by_part():
     )
 
 
+@pytest.mark.parametrize("pattern", ["single.1.img", "single.1.*", "*.1.img", "single.[1].img"])
+def test_the_number_of_a_block_is_matched_whole(pattern):
+    """As names: single.1 is not the beginning of single.10."""
+    found = expand_sites([pattern], double=1, single=21)
+    assert {name.split(".")[1] for name in found} == {"1"}
+
+
 @pytest.mark.parametrize("pattern", ["double.3.img", "double.*.pixel", "double.2", "triple.*.img"])
 def test_a_pattern_without_a_match_names_the_nearest(pattern):
     with pytest.raises(ValueError, match="the nearest are") as error:

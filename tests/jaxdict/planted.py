@@ -22,6 +22,7 @@ def write_planted_store(
     seed: int = 0,
     validation: int = 5,
     more: dict[str, tuple[int, int]] | None = None,
+    numbers: tuple[int, ...] = (),
 ) -> Path:
     """Write the store.
 
@@ -35,6 +36,7 @@ def write_planted_store(
         seed: of everything random.
         validation: every so many-th image is held out; 0 for none.
         more: further sites -> tokens and width; their rows have the same codes on other atoms.
+        numbers: the denoising step that each captured one is; empty for the first ones.
     """
     more = more or {}
     rng = np.random.default_rng(seed)
@@ -47,6 +49,8 @@ def write_planted_store(
         sites={SITE: (tokens, d), **more},
         images=images,
         steps=steps,
+        denoising_steps=max(numbers, default=steps - 1) + 1,
+        step_numbers=numbers,
         prompts=[f"prompt {i}" for i in range(images)],
         seeds=list(range(images)),
         split=[int(validation > 0 and i % validation == 0) for i in range(images)],

@@ -12,6 +12,7 @@ import torch
 from steer.coder import Coder
 from steer.edits import OPS, Edit
 from steer.hooks import find_module, intervening, steering
+from steer.splice import splicing
 
 D, TEXT, GRID = 32, 5, (4, 6)
 """Of the pipeline in conftest.py: width, text tokens, image tokens."""
@@ -239,6 +240,23 @@ def test_nothing_edited_is_the_same_picture_to_the_bit(pipe, draw, coder):
     with pytest.warns(UserWarning, match="acted in no step"), steering(pipe, coder, late):
         assert torch.equal(draw(), plain)
     assert torch.equal(draw(), plain)
+
+
+def test_a_site_that_the_dictionary_was_not_trained_on_is_warned_of(pipe, draw, coder, recwarn):
+    with steering(pipe, coder, Edit(3)), steering(pipe, coder, [Edit(3, stream="img")]):
+        pass
+    with splicing(pipe, coder), splicing(pipe, coder, site="double.1.img"):
+        pass
+    assert not [one for one in recwarn if issubclass(one.category, UserWarning)]
+    other = r"trained at double\.1\.img, but acts at {}, "
+    for site, context in (
+        (r"double\.0\.img", lambda: steering(pipe, coder, Edit(3), site="double.0.img")),
+        (r"double\.1\.txt", lambda: steering(pipe, coder, [Edit(3), Edit(3, stream="txt")])),
+        (r"single\.0\.img", lambda: splicing(pipe, coder, site="single.0.img")),
+    ):
+        with pytest.warns(UserWarning, match=other.format(site)) as told, context():
+            draw(steps=1)
+        assert told[0].filename == __file__
 
 
 def test_no_hook_stays_behind(pipe, draw, coder, hook_count):

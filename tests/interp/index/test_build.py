@@ -302,7 +302,7 @@ def test_the_folder_holds_four_files_and_is_replaced_whole(world, tmp_path):
     ("changes", "message"),
     [
         ({"site": "double.9.img"}, "expected a site of the store"),
-        ({"steps": (2,)}, "expected indices below 2"),
+        ({"steps": (2,)}, r"captured indices below 2 \(of the denoising steps 0, 1\), got \[2\]"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(world, tmp_path, changes, message):

@@ -218,6 +218,9 @@ def test_several_sites_each_around_its_own_mean(sites, tmp_path, capsys):
     asked = ("*.*.txt", f"{OTHER},double.2.img")
     result = run(dictionary, sites, tmp_path, site=asked, encoder="pursuit", plots=True)
     names = [SITE, TXT, OTHER]
+    note = f"note: the dictionary was trained at {SITE}; at {TXT}, {OTHER} it says how far"
+    told = capsys.readouterr()
+    assert note in told.err and result["trained_site"] == SITE
     assert list(result["per_site"]) == names and result["site"] == ", ".join(names)
     assert result["per_stream"]["img"]["sites"] == [SITE, OTHER] and result["stream"] == "img, txt"
 
@@ -244,8 +247,7 @@ def test_several_sites_each_around_its_own_mean(sites, tmp_path, capsys):
     pictures = ["eval.png", "eval-img.png", "eval-txt.png", "eval-sites.png"]
     assert result["plots"] == [str(tmp_path / name) for name in pictures]
     assert all((tmp_path / name).stat().st_size for name in pictures)
-    out = capsys.readouterr().out
-    assert all(out.count(f"\n  {site} ") == 2 for site in names), "a table for each encoder"
+    assert all(told.out.count(f"\n  {site} ") == 2 for site in names), "a table for each encoder"
 
 
 def dictionary_pass(dictionary, x):

@@ -52,7 +52,7 @@ def ways(own=0.1, names=tuple(LABELS), **settings):
 
 
 def steps(count):
-    return [{"step": i, "number": i, "sigma": 1 - i / count} for i in range(count)]
+    return [{"step": i, "captured": i, "sigma": 1 - i / count} for i in range(count)]
 
 
 def draw(folder, groups, sites=None, count=4):
