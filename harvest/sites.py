@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -119,25 +119,43 @@ def expand_sites(patterns: Iterable[str], *, double: int, single: int) -> tuple[
         ValueError: a pattern matches nothing (the nearest sites are named), or there is no pattern.
     """
     valid = all_sites(double, single, KINDS)
-    names = [part.strip() for text in patterns for part in text.split(",") if part.strip()]
-    if not names:
+    found, missing = match_sites(valid, patterns)
+    if missing and missing[0].strip():
+        raise ValueError(
+            f"the model has no site {missing[0]!r}; {_nearest(missing[0], valid)} "
+            f"(it has double.0 to double.{double - 1} and single.0 to single.{single - 1}, "
+            "streams img and txt, and the suffixes .mlp, .attn and .update)"
+        )
+    if not found:
         raise ValueError("expected at least one site, got none; ask for one such as double.*.img")
-    chosen: set[str] = set()
-    for pattern in names:
-        parts = pattern.split(".")
-        found = [
-            name
-            for name in valid
-            if len(split := name.split(".")) == len(parts) and all(map(fnmatchcase, split, parts))
-        ]
-        if not found:
-            raise ValueError(
-                f"the model has no site {pattern!r}; {_nearest(pattern, valid)} "
-                f"(it has double.0 to double.{double - 1} and single.0 to single.{single - 1}, "
-                "streams img and txt, and the suffixes .mlp, .attn and .update)"
-            )
-        chosen.update(found)
-    return tuple(name for name in valid if name in chosen)
+    return tuple(found)
+
+
+def match_sites(sites: Sequence[str], patterns: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The sites that names and globs ask for, matched part by part.
+
+    So double.2.* is both streams of the residual and none of its neurons, and double.* is no site.
+
+    Args:
+        sites: names to choose from.
+        patterns: names or globs; one string may hold several, separated by commas.
+
+    Returns:
+        The sites that match, in the order of `sites`, and the patterns that match none.
+    """
+    texts = list(patterns)
+    asked = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    found = {
+        pattern: {
+            site
+            for site in sites
+            if site.count(".") == pattern.count(".")
+            and all(map(fnmatchcase, site.split("."), pattern.split(".")))
+        }
+        for pattern in asked or texts
+    }
+    chosen = set().union(*found.values())
+    return [site for site in sites if site in chosen], [p for p in found if not found[p]]
 
 
 def _names(indices: Iterable[int]) -> list[str]:

@@ -39,6 +39,9 @@ class IndexConfig:
     steps: tuple[int, ...] = ()
     """Captured steps to read, by index: 1 is the second one of the store, whichever denoising step that is
     (both are printed); empty means all."""
+    padding: Literal["same", "drop", "keep"] = "same"
+    """Rows of the text that are padding: drop leaves them out, keep takes them; same does as the dictionary's
+    training did."""
     top: int = 12
     """Top images kept for each feature; an image counts once, with its strongest token."""
     quantiles: int = 4
@@ -59,6 +62,7 @@ class IndexConfig:
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
         one_of(self, "split", SPLITS)
+        one_of(self, "padding", ("same", "drop", "keep"))
         one_of(self, "device", DEVICES)
         at_least(self, 0, ("images", "quantiles", "words", "seed"), "a whole number of at least 0")
         at_least(self, 1, ("top", "batch"), "a whole number of at least 1")

@@ -16,6 +16,8 @@ FREE_ON_RESUME = {"resume": True, "sweep": False}
 """Metadata of a setting that changes no number of the result: a resumed run may have another value."""
 MAY_GROW = {"grow": True, "sweep": False}
 """Metadata of a setting that a resumed run may have more of."""
+ABSENT = "absent"
+"""Key in the metadata of a setting that came late: the value that runs without the setting were made with."""
 NOT_SWEPT = {"sweep": False}
 """Metadata of a setting that all members of a sweep share; without either a sweep may try several values."""
 
@@ -32,6 +34,12 @@ def settings_of(kind: type) -> dict[str, dataclasses.Field]:
 def resumable(kind: type) -> set[str]:
     """Names of the settings in which a resumed run may differ."""
     return {name for name, field in settings_of(kind).items() if field.metadata.get("resume")}
+
+
+def when_absent(kind: type) -> dict[str, Any]:
+    """The settings that came late, by name, with the values that runs without them were made with."""
+    fields = settings_of(kind).items()
+    return {name: field.metadata[ABSENT] for name, field in fields if ABSENT in field.metadata}
 
 
 def growing(kind: type) -> set[str]:

@@ -170,6 +170,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "jaxdict.export": (
         "harvest.atomic",
         "harvest.flags",
+        "jaxdict.flags",
         "jaxdict.tables",
         "harvest.store",
         "jaxdict.dictionary",

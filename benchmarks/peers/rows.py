@@ -79,7 +79,7 @@ def write_embedded(folder: Path, path: Path, *, images: int, steps: int, held_ou
     fitted = fit(lambda: image_rows(train.blocks()), "standardize")
     validation = source_of(store, SITE, split="validation").spread(held_out)
     for name, source in (("train", train), ("held_out", validation)):
-        x = np.concatenate([floats(bits) for _, bits in source.blocks()])
+        x = np.concatenate([floats(block.bits) for block in source.blocks()])
         z = (x - fitted.mean) * fitted.transform
         np.save(folder / f"{name}.npy", _exact(z))
     return store.fingerprint

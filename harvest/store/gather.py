@@ -17,7 +17,13 @@ _REQUEST = 16 * 2**20
 
 
 def gather(
-    array: Any, wanted: np.ndarray, steps: np.ndarray | None = None, *, name: str, place: Location
+    array: Any,
+    wanted: np.ndarray,
+    steps: np.ndarray | None = None,
+    *,
+    tokens: int | None = None,
+    name: str,
+    place: Location,
 ) -> np.ndarray:
     """Read images in any order.
 
@@ -25,6 +31,7 @@ def gather(
         array: a sharded zarr array [image, step, ...].
         wanted: numbers of the images.
         steps: places on the second axis, or None for all.
+        tokens: how many of the third axis, the first ones, or None for all.
         name: the array's name in its store.
         place: where the store lies.
 
@@ -35,7 +42,8 @@ def gather(
         ValueError: part of their data is damaged, missing or unreachable.
     """
     chosen = np.arange(array.shape[1]) if steps is None else steps
-    out = np.empty((len(wanted), len(chosen), *array.shape[2:]), array.dtype)
+    rest = array.shape[2:] if tokens is None else (tokens, *array.shape[3:])
+    out = np.empty((len(wanted), len(chosen), *rest), array.dtype)
     if out.size == 0:
         return out
     order = np.argsort(wanted, kind="stable")
@@ -63,6 +71,24 @@ def gather(
     return out
 
 
+def place_numbers(which: Any, length: int, noun: str) -> np.ndarray:
+    """Turn a slice, indices or a mask into int64 indices within `length`."""
+    if isinstance(which, slice):
+        return np.arange(length, dtype=np.int64)[which]
+    array = np.atleast_1d(np.asarray(which))
+    if array.dtype == bool:
+        if array.shape != (length,):
+            raise ValueError(f"expected a mask of {length} {noun}s, got shape {array.shape}")
+        return np.flatnonzero(array)
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"expected {noun}s as a slice, integers or a mask, got {which!r}")
+    if array.min() < -length or array.max() >= length:
+        raise ValueError(f"expected {noun}s from 0 to {length - 1}, got {which!r}")
+    return np.where(array < 0, array + length, array).astype(np.int64)
+
+
 def unreadable(what: str, place: Location, error: Exception) -> ValueError:
     """The error that says which part of a store cannot be read, and what to do."""
     return ValueError(
@@ -77,7 +103,7 @@ def _read(
     """Read ascending images through zarr, straight into `out` where their places are neighbours too."""
     first, last = int(steps.min()), int(steps.max()) + 1
     low, high = int(images[0]), int(images[-1]) + 1
-    region = slice(low, high), slice(first, last)
+    region = slice(low, high), slice(first, last), *map(slice, out.shape[2:])
     in_order = all((np.diff(n) == 1).all() for n in (images, steps, places))
     if in_order:
         target = NDBuffer.from_numpy_array(out[places[0] : places[-1] + 1])

@@ -24,8 +24,9 @@ import numpy as np
 import zarr
 
 from harvest.store.bfloat16 import from_bits
-from harvest.store.gather import gather, unreadable
+from harvest.store.gather import gather, place_numbers, unreadable
 from harvest.store.location import Location, first_line
+from harvest.store.padding import text_lengths
 from harvest.store.schema import FORMAT, PASS, VERSION, stamp, stream_of
 from harvest.store.statistics import NORM_EDGES, Norms, Statistics
 
@@ -132,20 +133,22 @@ class Store:
         """
         return from_bits(self.read_bits(site, images, steps))
 
-    def read_bits(self, site: str, images: Any = slice(None), steps: Any = None) -> np.ndarray:
-        """Read activations as bfloat16 bits, uint16; otherwise as `read`."""
-        wanted = _indices(images, self.images, "image")
-        chosen = None if steps is None else _indices(steps, self.steps, "step")
+    def read_bits(
+        self, site: str, images: Any = slice(None), steps: Any = None, *, tokens: int | None = None
+    ) -> np.ndarray:
+        """Read activations as bfloat16 bits, uint16; of the first `tokens` alone; otherwise as `read`."""
+        wanted = place_numbers(images, self.images, "image")
+        chosen = None if steps is None else place_numbers(steps, self.steps, "step")
         self._known(site)
         self._finished(wanted)
         name = f"sites/{site}"
-        return gather(self._array(name), wanted, chosen, name=name, place=self.place)
+        return gather(self._array(name), wanted, chosen, tokens=tokens, name=name, place=self.place)
 
     def pictures(self, images: Any = slice(None)) -> np.ndarray:
         """Read the final pictures, uint8 [n, H, W, 3]; `images` as in `read`."""
         if self.attrs["picture"] is None:
             raise ValueError(f"{self.path} keeps no pictures; harvest with --pictures")
-        wanted = _indices(images, self.images, "image")
+        wanted = place_numbers(images, self.images, "image")
         self._finished(wanted)
         name = "images/picture"
         return gather(self._array(name), wanted, name=name, place=self.place)
@@ -160,11 +163,21 @@ class Store:
     def positions(self, site: str, images: Any = slice(None)) -> np.ndarray:
         """Where in its stream each kept token lies, int64 [n, token]; 0, 1, 2, ... where all are kept."""
         _, _, tokens, _ = self.shape(site)
-        wanted = _indices(images, self.images, "image")
+        wanted = place_numbers(images, self.images, "image")
         stream = stream_of(site)
         if stream not in self.attrs["positions"]:
             return np.broadcast_to(np.arange(tokens, dtype=np.int64), (len(wanted), tokens))
         return self._column(f"picked_{stream}")[wanted].astype(np.int64)
+
+    def unpadded(self, site: str) -> np.ndarray | None:
+        """How many of each image's kept tokens are no padding, int64 [images]: its first ones.
+
+        None for a site without padding, or if the store cannot tell.
+        """
+        lengths = self.text_lengths if stream_of(site) == "txt" else None
+        if lengths is None or not self.sampled:
+            return lengths
+        return (self.positions(site) < lengths[:, None]).sum(1)
 
     def statistics(self, site: str, step: int | None = None) -> Statistics:
         """Statistics of a site over all rows that are done (both splits).
@@ -178,7 +191,7 @@ class Store:
         """
         steps = self.shape(site)[1]
         done = self._finished_shards()
-        chosen = slice(None) if step is None else _indices([step], steps, "step")
+        chosen = slice(None) if step is None else place_numbers([step], steps, "step")
         parts = self._all(f"statistics/{site}")[done][:, chosen]
         # Counted by the norms, as a harvest may since have added images to the last shard.
         count = int(self._all(f"norms/{site}")[done][:, chosen].sum())
@@ -229,6 +242,12 @@ class Store:
         if self.attrs["words"] is None:
             return [[] for _ in range(self.images)]
         return self._column("word").tolist()
+
+    @cached_property
+    def text_lengths(self) -> np.ndarray | None:
+        """Tokens of each image's text without padding, int64 [images]; None where the store keeps no text tokens."""
+        known = self.attrs["words"] is not None
+        return text_lengths(self._array("images/word"), self.images) if known else None
 
     @cached_property
     def step_numbers(self) -> np.ndarray:
@@ -322,21 +341,3 @@ class Store:
                 f"image {missing[0]} of {self.path} is not harvested yet "
                 f"({int(self.done.sum())} of {self.images} are); run its harvest again, or read only store.indices('all')"
             )
-
-
-def _indices(which: Any, length: int, noun: str) -> np.ndarray:
-    """Turn a slice, indices or a mask into int64 indices within `length`."""
-    if isinstance(which, slice):
-        return np.arange(length, dtype=np.int64)[which]
-    array = np.atleast_1d(np.asarray(which))
-    if array.dtype == bool:
-        if array.shape != (length,):
-            raise ValueError(f"expected a mask of {length} {noun}s, got shape {array.shape}")
-        return np.flatnonzero(array)
-    if array.size == 0:
-        return np.zeros(0, np.int64)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"expected {noun}s as a slice, integers or a mask, got {which!r}")
-    if array.min() < -length or array.max() >= length:
-        raise ValueError(f"expected {noun}s from 0 to {length - 1}, got {which!r}")
-    return np.where(array < 0, array + length, array).astype(np.int64)

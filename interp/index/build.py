@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from harvest.atomic import whole_folder, write_json
 from harvest.sites import parse_site
-from harvest.store import open_store
+from harvest.store import open_store, padding_line, print_split
 from interp.config import IndexConfig
 from interp.index import ground_truth
 from interp.index.arrays import (
@@ -65,9 +65,12 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     coder = Coder.from_pretrained(config.dictionary, device=device, verify=config.verify)
     selection = select(config, coder, open_store(config.store))
-    store, _, images, steps, tokens = selection
+    store, _, images, steps, tokens, _ = selection
+    print_split(config.split, len(images))
+    if parse_site(selection.site).stream == "txt":
+        print(padding_line(selection.site, store, rows=selection.rows, left_out=selection.left_out))
     with whole_folder(config.out) as folder:
-        statistics = CodeStatistics(coder.m, len(steps), tokens)
+        statistics = CodeStatistics(coder.m, len(steps), tokens, left_out=selection.left_out)
         with tempfile.TemporaryFile(dir=folder) as file:
             fit = Fit(coder.d_out)
             batches = encode(config, coder, selection, fit)
@@ -175,7 +178,8 @@ def _scores(
             largest = np.zeros((len(known.images), high - low), np.float32)
             mean = np.zeros_like(largest)
             largest[place] = postings.value[part][taken]
-            mean[place] = postings.total[part][taken] / (statistics.steps * statistics.tokens)
+            tokens = selection.taken[postings.image[part][taken]]
+            mean[place] = postings.total[part][taken] / (statistics.steps * tokens)
             yield slice(low, high), largest, mean
 
     return ground_truth.score(blocks(), known.has[:, keep], reports, m=statistics.m), tags
@@ -198,7 +202,7 @@ def _arrays(
     start = heat_start[np.concatenate([np.cumsum(exists) - exists, [exists.sum()]])]
     m, e = ranks.shape
     start = start[np.arange(m)[:, None] * e + np.arange(e + 1)]
-    store, _, images, steps, tokens = selection
+    store, _, images, steps, tokens, taken = selection
     cells = {
         "example_image": images[postings.image].astype(np.int64),
         "example_step": store.step_numbers[steps][postings.row // tokens].astype(np.int32),
@@ -209,7 +213,7 @@ def _arrays(
     for name, column in cells.items():
         empty = np.zeros(1, column.dtype) if name == "example_value" else -np.ones(1, column.dtype)
         table[name] = np.concatenate([column, empty])[ranks]
-    rows = statistics.images * tokens
+    rows = int(taken.sum())
     return table | {
         "density": count / max(1, statistics.rows),
         "image_count": np.diff(postings.start).astype(np.int64),
@@ -245,7 +249,7 @@ def _facts(
     config: IndexConfig, coder: Coder, selection: Selection, prompts: list[str]
 ) -> dict[str, Any]:
     """The part of the JSON file that does not depend on the codes."""
-    store, site, images, steps, _ = selection
+    store, site, images, steps, _, _ = selection
     dictionary = coder.dictionary
     card = {key: value for key, value in dictionary.card.items() if key != "sources"}
     same = card.get("store_fingerprint") == store.fingerprint
@@ -264,6 +268,7 @@ def _facts(
         "captured_steps": steps.tolist(),
         "sigmas": [float(store.sigmas[step]) for step in steps],
         "split": config.split,
+        "padding_left_out": selection.left_out,
         "images": images.tolist(),
         "prompts": prompts,
         "seeds": [int(store.seeds[image]) for image in images],

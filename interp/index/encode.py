@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from harvest.flags import expect, expect_captured, print_captured
-from harvest.store import Store
+from harvest.store import Store, from_bits
 from interp.config import IndexConfig
 from interp.index.postings import CodeStatistics
 from steer.coder import Coder, Codes
@@ -25,6 +25,7 @@ class Selection(NamedTuple):
         images: int64, images to read, rising.
         steps: int64, captured indices of the steps to read.
         tokens: tokens of an image.
+        taken: int64 [images], how many of them are encoded, the first ones: the others are padding.
     """
 
     store: Store
@@ -32,6 +33,29 @@ class Selection(NamedTuple):
     images: np.ndarray
     steps: np.ndarray
     tokens: int
+    taken: np.ndarray
+
+    @property
+    def left_out(self) -> int:
+        """Rows of padding that are not encoded."""
+        return len(self.steps) * int((self.tokens - self.taken).sum())
+
+    @property
+    def rows(self) -> int:
+        """Rows that are encoded."""
+        return len(self.steps) * int(self.taken.sum())
+
+    def known(self, part: slice) -> np.ndarray:
+        """Which tokens of some of the images are encoded: bool [b, steps, t], up to the longest text."""
+        taken = self.taken[part]
+        known = np.arange(taken.max()) < taken[:, None, None]
+        return np.broadcast_to(known, (len(taken), len(self.steps), known.shape[2]))
+
+    def read(self, site: str, part: slice) -> np.ndarray:
+        """The rows of some of the images that are encoded, at one site: float32 [n, d]."""
+        known = self.known(part)
+        bits = self.store.read_bits(site, self.images[part], self.steps, tokens=known.shape[2])
+        return from_bits(bits.reshape(-1, bits.shape[-1]) if known.all() else bits[known])
 
 
 def select(config: IndexConfig, coder: Coder, store: Store) -> Selection:
@@ -52,7 +76,10 @@ def select(config: IndexConfig, coder: Coder, store: Store) -> Selection:
     expect_captured(config.steps, store.step_numbers.tolist())
     print_captured(config.steps, store.step_numbers.tolist())
     steps = np.asarray(config.steps or range(total_steps), np.int64)
-    return Selection(store, site, images, steps, tokens)
+    padding = coder.dictionary.padding if config.padding == "same" else config.padding
+    unpadded = None if padding == "keep" else store.unpadded(site)
+    taken = np.full(len(images), tokens) if unpadded is None else unpadded[images]
+    return Selection(store, site, images, steps, tokens, taken)
 
 
 def _choose_site(config: IndexConfig, coder: Coder, store: Store) -> str:
@@ -86,29 +113,36 @@ def _choose_images(config: IndexConfig, store: Store) -> np.ndarray:
 def encode(
     config: IndexConfig, coder: Coder, selection: Selection, fit: Fit
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Encode the images in order, a batch at a time: indices and values [b, steps, tokens, k]."""
-    store, site, images, steps, tokens = selection
+    """Encode the images in order, a batch at a time: indices and values [b, steps, tokens, k], 0 for padding."""
+    _, site, images, steps, tokens, _ = selection
     size = max(1, config.batch // (len(steps) * tokens))
-    chosen = steps if config.steps else None
     rebuilt = _rebuilt_site(coder, selection)
     with tqdm(total=len(images), desc="encode", unit="image") as bar:
         for low in range(0, len(images), size):
-            batch = images[low : low + size]
-            x = torch.from_numpy(store.read(site, images=batch, steps=chosen))
-            x = x.reshape(-1, coder.d).to(coder.device)
+            part = slice(low, low + size)
+            known = selection.known(part)
+            x = torch.from_numpy(selection.read(site, part)).to(coder.device)
             with torch.inference_mode():
                 codes = coder.encode(x)
                 if rebuilt == site:
                     fit.add(coder, x, codes)
                 elif rebuilt is not None:
-                    y = torch.from_numpy(store.read(rebuilt, images=batch, steps=chosen))
-                    fit.add(coder, y.reshape(-1, coder.d_out).to(coder.device), codes)
-            shape = (len(batch), len(steps), tokens, -1)
+                    y = torch.from_numpy(selection.read(rebuilt, part))
+                    fit.add(coder, y.to(coder.device), codes)
             yield (
-                codes.indices.cpu().numpy().astype(np.int32).reshape(shape),
-                codes.values.float().cpu().numpy().reshape(shape),
+                _in_place(codes.indices.cpu().numpy().astype(np.int32), known, tokens),
+                _in_place(codes.values.float().cpu().numpy(), known, tokens),
             )
-            bar.update(len(batch))
+            bar.update(len(known))
+
+
+def _in_place(rows: np.ndarray, known: np.ndarray, tokens: int) -> np.ndarray:
+    """Rows [n, k] at the tokens where `known` [b, steps, t] holds, of [b, steps, tokens, k]; 0 elsewhere."""
+    if known.all() and known.shape[2] == tokens:
+        return rows.reshape(*known.shape, -1)
+    out = np.zeros((*known.shape[:2], tokens, rows.shape[1]), rows.dtype)
+    out[:, :, : known.shape[2]][known] = rows
+    return out
 
 
 def _rebuilt_site(coder: Coder, selection: Selection) -> str | None:

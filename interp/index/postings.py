@@ -37,6 +37,7 @@ class CodeStatistics:
         m: number of features.
         steps: steps of an image.
         tokens: tokens of a step.
+        left_out: rows of all images that are padding, and have no codes.
 
     Attributes:
         images: images so far.
@@ -45,9 +46,9 @@ class CodeStatistics:
         maximum: float32 [m], its largest value; 0 if never active.
     """
 
-    def __init__(self, m: int, steps: int, tokens: int) -> None:
+    def __init__(self, m: int, steps: int, tokens: int, *, left_out: int = 0) -> None:
         """Start without any codes."""
-        self.m, self.steps, self.tokens = m, steps, tokens
+        self.m, self.steps, self.tokens, self.left_out = m, steps, tokens, left_out
         self.images = 0
         self.active = np.zeros((m, steps), np.int64)
         self.total = np.zeros((m, steps))
@@ -56,8 +57,8 @@ class CodeStatistics:
 
     @property
     def rows(self) -> int:
-        """Rows so far."""
-        return self.images * self.steps * self.tokens
+        """Rows so far, without padding."""
+        return self.images * self.steps * self.tokens - self.left_out
 
     def add(self, indices: np.ndarray, values: np.ndarray) -> None:
         """Add the codes of the next images.

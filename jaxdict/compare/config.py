@@ -44,6 +44,9 @@ class CompareConfig:
     CKA and SVCCA on their rows."""
     split: Literal["validation", "train", "all"] = "all"
     """Images whose rows CKA and SVCCA are measured on."""
+    padding: Literal["same", "drop", "keep"] = "same"
+    """Rows of the text that are padding, for CKA and SVCCA: drop leaves them out, keep takes them; same leaves them
+    out if the training of every dictionary of a text site did."""
     rows: int = 32_768
     """Rows of each site for CKA and SVCCA, at most (whole images, evenly spread); 0 means all."""
     variance: float = 0.99
@@ -69,6 +72,7 @@ class CompareConfig:
         expect(known, "by", f"different ones of {', '.join(PARTS)}", self.by, "name at least one")
         one_of(self, "groups", ("auto", "none", *GROUPINGS))
         expect(all(self.store), "store", "folders or URLs of stores", self.store, "leave out none")
+        one_of(self, "padding", ("same", "drop", "keep"))
         one_of(self, "split", ("validation", "train", "all"))
         at_least(self, 0, ["rows"], "a number of at least 0")
         share = 0 < self.variance <= 1

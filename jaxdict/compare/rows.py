@@ -12,7 +12,7 @@ from harvest.store import Store, check_alike, open_store, stream_of
 from jaxdict.compare.config import CompareConfig
 from jaxdict.compare.similarity import CrossCovariance, linear_cka, svcca, whitened_components
 from jaxdict.compare.sources import ComparedDictionary
-from jaxdict.rows import Source, floats, source_of
+from jaxdict.rows import Source, floats, print_padding, source_of, without_padding
 
 _BLOCK = 128 * 2**20
 """Bytes of rows in float64 that are worked on at a time, about."""
@@ -90,7 +90,7 @@ def measure_rows(
     Args:
         dictionaries: what is compared.
         stores: of all of them, by fingerprint.
-        config: `split`, `rows`, `variance`, `standardize` and `memory_mb` are used.
+        config: `split`, `padding`, `rows`, `variance`, `standardize` and `memory_mb` are used.
 
     Returns:
         The two matrices. Two dictionaries of one site of one store have the same rows, so that both
@@ -100,7 +100,9 @@ def measure_rows(
         ValueError: the stores are not of the same images, steps and tokens.
     """
     keys = [(one.fingerprint, one.site) for one in dictionaries]
-    sources = _same_rows(dict.fromkeys(keys), stores, config)
+    padding = _padding(dictionaries, config)
+    sources = _same_rows(dict.fromkeys(keys), stores, config, padding=padding)
+    print_padding(list(sources.values()))
     names = list(sources)
     cka, cca = (np.full((len(names), len(names)), np.nan) for _ in range(2))
     components = np.zeros(len(names), np.int64)
@@ -124,8 +126,20 @@ def measure_rows(
     return RowSimilarity(cka[np.ix_(of, of)], cca[np.ix_(of, of)], rows[of], components[of])
 
 
+def _padding(dictionaries: Sequence[ComparedDictionary], config: CompareConfig) -> str:
+    """Whether rows of padding are left out: drop or keep."""
+    if config.padding != "same":
+        return config.padding
+    texts = [one for one in dictionaries if stream_of(one.site) == "txt"]
+    return "drop" if all(one.card.get("padding") == "drop" for one in texts) else "keep"
+
+
 def _same_rows(
-    keys: Mapping[tuple[str, str], None], stores: Mapping[str, Store], config: CompareConfig
+    keys: Mapping[tuple[str, str], None],
+    stores: Mapping[str, Store],
+    config: CompareConfig,
+    *,
+    padding: str,
 ) -> dict[tuple[str, str], Source]:
     """The same rows of every site, of images that all stores have finished."""
     used = [stores[name] for name in dict.fromkeys(name for name, _ in keys)]
@@ -156,8 +170,12 @@ def _same_rows(
                 f"expected the same tokens at {other} of {one.path} and at {site} of {store.path}, "
                 "got others; harvest both with the same --tokens-per-image and --seed"
             )
-        every = source_of(store, site, split="all")
-        found[fingerprint, site] = Source(store, site, images, every.steps).spread(config.rows)
+        every = source_of(store, site, split="all", padding="keep").steps
+        # As the first store of the stream tells it, so that the rows are the same.
+        taken = without_padding(Source(one, other, images, every), padding)
+        found[fingerprint, site] = Source(store, site, taken.images, every, taken.tokens).spread(
+            config.rows
+        )
     return found
 
 
@@ -207,7 +225,7 @@ def _blocks(sources: Sequence[Source]) -> Iterator[list[np.ndarray]]:
     """The same rows of several sites, float64 [n, d] each, less the mean row of their first image."""
     if not sources:
         return
-    per_image = sum(source.rows_per_image * source.d * 8 for source in sources)
+    per_image = sum(int(source.rows_of.max()) * source.d * 8 for source in sources)
     size = max(1, _BLOCK // per_image)
     images = sources[0].images
     firsts = [floats(source.read(images[:1])).mean(0, dtype=np.float64) for source in sources]

@@ -140,6 +140,11 @@ class Dictionary:
         return int(self.atoms.shape[1])
 
     @property
+    def padding(self) -> str:
+        """Whether rows of the text that are padding were left out of its training: drop or keep."""
+        return str(self.card.get("padding", "keep"))
+
+    @property
     def transcoder(self) -> bool:
         """Whether it rebuilds the rows of another site (`card["target"]`) than it reads."""
         return bool(self.card.get("target"))

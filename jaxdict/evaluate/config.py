@@ -32,6 +32,9 @@ class EvalConfig:
     empty means the site of the dictionary's card."""
     split: Literal["validation", "train", "all"] = "validation"
     """Images to measure on."""
+    padding: Literal["same", "drop", "keep"] = "same"
+    """Rows of the text that are padding: drop leaves them out, keep takes them; same does as the dictionary's
+    training did."""
     encoder: Literal["own", "pursuit"] = "own"
     """own measures the dictionary with its own encoder; pursuit also, side by side, with gradient
     pursuit on its atoms in place of the encoder (inference-time optimization)."""
@@ -60,6 +63,7 @@ class EvalConfig:
         named = isinstance(self.site, tuple) and all(self.site)
         expect(named, "site", "names or globs of sites", self.site, "leave out none")
         one_of(self, "split", ("validation", "train", "all"))
+        one_of(self, "padding", ("same", "drop", "keep"))
         one_of(self, "encoder", ("own", "pursuit"))
         expect(self.rows >= 0, "rows", "a number of at least 0", self.rows, "use 0 for all rows")
         at_least(self, 2, ["fit_rows"], "at least 2")

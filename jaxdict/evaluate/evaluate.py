@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harvest.atomic import write_json
-from harvest.store import open_store, stream_of
+from harvest.store import open_store, print_split, stream_of
 from jaxdict.dictionary import Dictionary, load_dictionary
 from jaxdict.evaluate import baselines
 from jaxdict.evaluate import plots as eval_plots
@@ -16,6 +16,7 @@ from jaxdict.evaluate.config import EvalConfig
 from jaxdict.evaluate.rows import EvalRows, choose_rows
 from jaxdict.metrics import Measurement, Quality, measure_dictionary, pursuit_encoder, quality_of
 from jaxdict.plots import MISSING
+from jaxdict.rows import print_padding
 from jaxdict.runs import plain
 from jaxdict.sae import kinds
 from jaxdict.tables import number, percent, print_table
@@ -42,6 +43,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     dictionary = load_dictionary(config.dictionary, verify=config.verify)
     store = open_store(config.store)
     rows = choose_rows(dictionary, store, config)
+    print_split(config.split, max(len(one.source.images) for one in rows.values()))
+    print_padding([one.source for one in rows.values()])
     options: dict[str, Any] = {"batch": config.batch, "memory_mb": config.memory_mb}
     own = {
         site: measure_dictionary(dictionary, one.source, name=f"{site}, own encoder", **options)
@@ -75,6 +78,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "stream": ", ".join(streams),
         "target": None if target is None else target.site,
         "split": config.split,
+        "padding": dictionary.padding if config.padding == "same" else config.padding,
         "steps": [
             {"step": int(store.step_numbers[i]), "captured": i, "sigma": float(store.sigmas[i])}
             for i in range(store.steps)

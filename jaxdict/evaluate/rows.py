@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harvest.flags import expect
+from harvest.sites import match_sites
 from harvest.store import Store
 from jaxdict.dictionary import Dictionary
 from jaxdict.evaluate.config import EvalConfig
 from jaxdict.metrics import check_width, target_rows
-from jaxdict.rows import Source, match_sites, source_of
+from jaxdict.rows import Source, source_of
 
 
 class EvalRows(NamedTuple):
@@ -39,7 +40,7 @@ def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dic
     Args:
         dictionary: a transcoder's card names its `target`.
         store: holds the sites.
-        config: `site`, `split`, `rows`, `fit_rows` and `encoder` are used.
+        config: `site`, `split`, `padding`, `rows`, `fit_rows` and `encoder` are used.
 
     Returns:
         Site -> its rows, in the order of the store.
@@ -60,12 +61,14 @@ def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dic
             f"--encoder: expected own for a transcoder, got 'pursuit', which would have to see the "
             f"rows of {target} that are to be predicted; leave --encoder out"
         )
+    padding = dictionary.padding if config.padding == "same" else config.padding
     others = [site for site in sites if own and site != own]
     if others:
         carried = f"at {', '.join(others)} it says how far the dictionary carries over"
         print(f"note: the dictionary was trained at {own}; {carried}", file=sys.stderr)
     sources = {
-        site: source_of(store, site, split=config.split).spread(config.rows) for site in sites
+        site: source_of(store, site, split=config.split, padding=padding).spread(config.rows)
+        for site in sites
     }
     wrong = [site for site, source in sources.items() if source.d != dictionary.d]
     if wrong and len(sources) > 1:
@@ -78,7 +81,7 @@ def choose_rows(dictionary: Dictionary, store: Store, config: EvalConfig) -> dic
     for site, source in sources.items():
         check_width(dictionary, source)
         paired = target_rows(dictionary, source)
-        train = source_of(store, target or site, split="train").spread(config.fit_rows)
+        train = source_of(store, target or site, padding=padding).spread(config.fit_rows)
         found[site] = EvalRows(source, paired, train)
     return found
 

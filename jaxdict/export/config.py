@@ -10,6 +10,9 @@ import tyro.conf
 
 from harvest.flags import at_least, expect, one_of
 
+MEMORY_MB = 128
+"""Memory, in MB, that what is dense in the atoms may take while rows are encoded."""
+
 
 @dataclass(frozen=True)
 class PruneConfig:
@@ -40,6 +43,9 @@ class PruneConfig:
     """Rows (whole images, evenly spread) of each split that are measured, at most; 0 means all."""
     site: str = ""
     """Site of the store; empty means that of the dictionary's card."""
+    padding: Literal["same", "drop", "keep"] = "same"
+    """Rows of the text that are padding: drop leaves them out, keep takes them; same does as the dictionary's
+    training did."""
     verify: bool = True
     """Whether the dictionary has to have the hashes written with it; --no-verify reads it as it is."""
 
@@ -50,6 +56,7 @@ class PruneConfig:
             bool(asked), "unused", "--unused, --merge or --keep", "none of them", "say what to drop"
         )
         expect(0 <= self.merge < 1, "merge", "a cosine in (0, 1)", self.merge, "0.95 is usual")
+        one_of(self, "padding", ("same", "drop", "keep"))
         at_least(self, 0, ("keep", "rows"), "a number of at least 0")
         same = self.out.resolve() == self.dictionary.resolve()
         expect(

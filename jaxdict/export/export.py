@@ -9,8 +9,9 @@ from typing import Any
 from harvest.atomic import read_json
 from harvest.store import open_store, stream_of
 from jaxdict.dictionary import Dictionary, save_dictionary
-from jaxdict.export.config import ExportConfig
+from jaxdict.export.config import MEMORY_MB, ExportConfig
 from jaxdict.export.fold import fold, folding_error
+from jaxdict.flags import flatten
 from jaxdict.itda import run_to_dictionary
 from jaxdict.metrics import measure_dictionary, typical_activations
 from jaxdict.rows import Source, source_of
@@ -42,24 +43,22 @@ def export(config: ExportConfig) -> dict[str, Any]:
             f"({store.fingerprint}); name it with --store"
         )
     settings = description["config"]
-    trained, steps = None, tuple(settings.get("steps") or ())
-    if description.get("kind") != "itda":
-        trained = read_sae(
-            config.run, description, checkpoint=config.checkpoint, verify=config.verify
-        )
-        steps = trained.config.data.steps
-    rows = source_of(store, settings["site"], steps=steps).spread(config.rows)
-    if trained is None:
-        dictionary = run_to_dictionary(config.run, verify=config.verify)
-    else:
-        dictionary = _fold_run(config.run, description, trained, rows)
+    every = flatten(settings)
+    taken = {
+        "steps": tuple(every.get("steps") or ()),
+        "padding": every.get("padding", "keep"),
+    }
+    rows = source_of(store, settings["site"], **taken).spread(config.rows)
+    dictionary = _read(config, description, rows)
     if dictionary.typical is None or not dictionary.typical.any():
-        means = typical_activations(dictionary, rows)
+        means = typical_activations(dictionary, rows, memory_mb=MEMORY_MB)
         dictionary = dataclasses.replace(dictionary, typical=means)
     card = dict(dictionary.card)
     if "metrics" not in card and len(store.indices("validation")):
-        held = source_of(store, settings["site"], split="validation", steps=steps)
-        measured = measure_dictionary(dictionary, held.spread(config.rows), name="held-out")
+        held = source_of(store, settings["site"], split="validation", **taken)
+        measured = measure_dictionary(
+            dictionary, held.spread(config.rows), name="held-out", memory_mb=MEMORY_MB
+        )
         card["metrics"] = {"split": "validation", **measured.summary()}
     dictionary = dataclasses.replace(dictionary, card=card)
     path = save_dictionary(dictionary, config.out)
@@ -74,10 +73,20 @@ def export(config: ExportConfig) -> dict[str, Any]:
     return {**facts, **card, "path": str(path)}
 
 
-def _fold_run(run: Path, description: dict[str, Any], trained: Trained, rows: Source) -> Dictionary:
+def _read(config: ExportConfig, description: dict[str, Any], rows: Source) -> Dictionary:
+    """The dictionary of a run; of what it was made of nothing stays in memory."""
+    if description.get("kind") == "itda":
+        return run_to_dictionary(config.run, verify=config.verify)
+    trained = read_sae(config.run, description, checkpoint=config.checkpoint, verify=config.verify)
+    return _fold_run(config, description, trained, rows)
+
+
+def _fold_run(
+    asked: ExportConfig, description: dict[str, Any], trained: Trained, rows: Source
+) -> Dictionary:
     """The dictionary of a run of `train sae`, with its card."""
     params, fitted, config, slots, step = trained
-    store, summary = rows.store, run / SUMMARY
+    store, summary = rows.store, asked.run / SUMMARY
     dictionary = fold(
         params,
         fitted.site,
@@ -90,6 +99,7 @@ def _fold_run(run: Path, description: dict[str, Any], trained: Trained, rows: So
         "site": config.site,
         **({"target": config.target} if config.target else {}),
         "stream": stream_of(config.site),
+        "padding": config.data.padding,
         "model": store.attrs.get("model"),
         "store_fingerprint": store.fingerprint,
         "normalization": {
@@ -98,12 +108,17 @@ def _fold_run(run: Path, description: dict[str, Any], trained: Trained, rows: So
             "folded": True,
         },
         "folding_error": folding_error(
-            dictionary, params, rows, normalization=fitted.site, target=fitted.target
+            dictionary,
+            params,
+            rows,
+            normalization=fitted.site,
+            target=fitted.target,
+            memory_mb=MEMORY_MB,
         ),
         "training": {
             "rows": step * config.data.batch,
             "finished": step * config.data.batch >= config.data.rows,
-            **(read_json(summary)["training"] if summary.is_file() else {}),
+            **(read_json(summary, verify=asked.verify)["training"] if summary.is_file() else {}),
         },
         "config": description["config"],
         "resolved": description["resolved"],

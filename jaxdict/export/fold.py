@@ -15,11 +15,14 @@ folding is done in float64 and rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from harvest.tensors import aligned
+from jaxdict.codes import Codes
 from jaxdict.dictionary import Dictionary, coder
 from jaxdict.metrics import target_rows
 from jaxdict.rows import (
@@ -32,6 +35,11 @@ from jaxdict.rows import (
     to_device,
 )
 from jaxdict.sae import SAEParams, kinds
+
+_ATOMS = 1024
+"""Atoms that are folded at a time, so that their float64 copies take little memory."""
+_DENSE = 2**24
+"""Pre-activations of the model that are held at a time."""
 
 
 def fold(
@@ -65,27 +73,40 @@ def fold(
             "expected both target and target_site (a transcoder) or neither, got "
             f"{'no target' if target is None else 'no target_site'}; give both"
         )
-    encoder, atoms = np.asarray(params.encoder, np.float64), np.asarray(params.atoms, np.float64)
     bias = np.asarray(params.bias, np.float64)
-    encoder_bias = np.asarray(params.encoder_bias, np.float64)
-    raw_encoder = _times(encoder, normalization.transform.T)
-    raw_encoder_bias = encoder_bias - encoder @ bias - raw_encoder @ normalization.mean
     out = normalization if target is None else target
     out_bias = bias if params.out_bias is None else np.asarray(params.out_bias, np.float64)
-    raw_atoms = _times(atoms, out.inverse)
     raw_bias = _times(out_bias, out.inverse) + out.mean
+    raw_encoder, raw_atoms = (
+        aligned(array.shape, np.float32) for array in (params.encoder, params.atoms)
+    )
+    raw_encoder_bias = np.empty(len(raw_atoms), np.float32)
+    for part, encoder, encoder_bias, atoms in _blocks(params):
+        raw = _times(encoder, normalization.transform.T)
+        raw_encoder_bias[part] = encoder_bias - encoder @ bias - raw @ normalization.mean
+        raw_encoder[part] = raw
+        raw_atoms[part] = _times(atoms, out.inverse)
     threshold = params.threshold
     return Dictionary(
         kind,
         k,
-        raw_atoms.astype(np.float32),
+        raw_atoms,
         bias=raw_bias.astype(np.float32),
-        encoder=raw_encoder.astype(np.float32),
-        encoder_bias=raw_encoder_bias.astype(np.float32),
+        encoder=raw_encoder,
+        encoder_bias=raw_encoder_bias,
         threshold=None if threshold is None else np.asarray(threshold, np.float32),
-        typical=np.zeros(len(atoms), np.float32),
+        typical=np.zeros(len(raw_atoms), np.float32),
         card={"target": target_site} if target_site else {},
     )
+
+
+def _blocks(params: SAEParams) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """Some atoms after others: which, and encoder, encoder_bias and atoms of these in float64."""
+    arrays = [np.asarray(a) for a in (params.encoder, params.encoder_bias, params.atoms)]
+    for start in range(0, len(arrays[0]), _ATOMS):
+        part = slice(start, start + _ATOMS)
+        encoder, encoder_bias, atoms = (array[part].astype(np.float64) for array in arrays)
+        yield part, encoder, encoder_bias, atoms
 
 
 def _times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -101,6 +122,7 @@ def folding_error(
     normalization: Normalization,
     target: Normalization | None = None,
     batch: int = 4096,
+    memory_mb: int = 512,
 ) -> dict[str, Any]:
     """How far the folded dictionary is from the model it was folded from, both in float32.
 
@@ -111,6 +133,7 @@ def folding_error(
         normalization: of the rows that are read.
         target: of a transcoder, the normalization of the rows it rebuilds.
         batch: rows at a time.
+        memory_mb: memory, in MB, that what is dense in the atoms may take.
 
     Returns:
         rows; relative, sqrt(sum ||y_hat' - y_hat||^2 / sum ||y - mean||^2) for raw rows y that are
@@ -122,17 +145,17 @@ def folding_error(
     far, spread, same, active, count = 0.0, 0.0, 0, 0, 0
     center = _raw_mean(target or normalization)
     some = rows.spread(8 * batch)
-    for _, bits in side_by_side(some.blocks(), target_rows(dictionary, some)):
-        every = floats(bits)
+    for block in side_by_side(some.blocks(), target_rows(dictionary, some)):
+        every = floats(block.bits)
         for start in range(0, len(every), batch):
             part = every[start : start + batch]
             x, y = jnp.asarray(part[:, : some.d]), part[:, -dictionary.d_out :]
-            codes = kinds.encode(params, normalize(normalizer, x), int(dictionary.k))
+            codes = _model_codes(params, normalize(normalizer, x), int(dictionary.k))
             y_hat = denormalize(out, kinds.decode(params, codes))
-            folded = coder.encode(dictionary, x)
+            folded = coder.encode(dictionary, x, memory_mb=memory_mb)
             again = coder.decode(dictionary, folded)
-            far += float(np.square(np.asarray(again - y_hat, np.float64)).sum())
-            spread += float(np.square(np.asarray(y, np.float64) - center).sum())
+            far += _squares(np.asarray(again - y_hat).astype(np.float64))
+            spread += _squares(y.astype(np.float64) - center)
             count += len(x)
             for one, other in zip(*map(_active, (codes, folded)), strict=True):
                 same += len(one & other)
@@ -142,6 +165,18 @@ def folding_error(
         "relative": float(np.sqrt(far / spread)) if spread else 0.0,
         "same_features": same / active if active else 1.0,
     }
+
+
+def _model_codes(params: SAEParams, z: Any, k: int) -> Codes:
+    """Codes of normalized rows by the model, some rows after others."""
+    size = max(1, _DENSE // len(params.atoms))
+    parts = [kinds.encode(params, z[i : i + size], k) for i in range(0, len(z), size)]
+    return Codes(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _squares(rows: np.ndarray) -> float:
+    """Sum of squares, in the memory of the rows themselves."""
+    return float(np.square(rows, out=rows).sum())
 
 
 def _raw_mean(normalization: Normalization) -> np.ndarray:

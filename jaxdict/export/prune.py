@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from harvest.store import open_store
+from harvest.tensors import aligned
 from jaxdict.dictionary import Dictionary, load_dictionary, refuse_foreign, save_dictionary
-from jaxdict.export.config import PruneConfig
+from jaxdict.export.config import MEMORY_MB, PruneConfig
 from jaxdict.itda import select_sources
 from jaxdict.metrics import (
     Usage,
@@ -29,13 +30,15 @@ from jaxdict.metrics import (
     measure_dictionary,
     typical_activations,
 )
-from jaxdict.rows import source_of
+from jaxdict.rows import print_padding, source_of
 from jaxdict.tables import print_table
 
 _BLOCK = 2048
 
 
-def merged(dictionary: Dictionary, used: Usage, cosine: float) -> np.ndarray:
+def merged(
+    dictionary: Dictionary, used: Usage, cosine: float, *, among: np.ndarray | None = None
+) -> np.ndarray:
     """The atoms that stay when near-duplicates are merged into the one used most.
 
     Atoms are taken in order of falling energy; one stays unless its cosine with an atom that stays is
@@ -45,14 +48,16 @@ def merged(dictionary: Dictionary, used: Usage, cosine: float) -> np.ndarray:
         dictionary: any kind.
         used: how much each atom is used.
         cosine: in (0, 1).
+        among: int64, ascending, the atoms to look at; all by default.
 
     Returns:
         Atoms that stay, ascending: int64 [kept].
     """
-    order = np.argsort(-used.energy, kind="stable")
-    tables = [_unit(dictionary.atoms)]
+    among = np.arange(dictionary.m) if among is None else among
+    order = among[np.argsort(-used.energy[among], kind="stable")]
+    tables = [_Directions(dictionary.atoms)]
     if dictionary.encoder is not None:
-        tables.append(_unit(dictionary.encoder))
+        tables.append(_Directions(dictionary.encoder))
     kept = np.zeros(0, np.int64)
     for start in range(0, len(order), _BLOCK):
         block = order[start : start + _BLOCK]
@@ -69,15 +74,24 @@ def merged(dictionary: Dictionary, used: Usage, cosine: float) -> np.ndarray:
 
 
 def _near(
-    tables: list[np.ndarray], some: np.ndarray, others: np.ndarray, cosine: float
+    tables: list[_Directions], some: np.ndarray, others: np.ndarray, cosine: float
 ) -> np.ndarray:
     """Whether the cosine is above `cosine` in every table: bool [some, others]."""
-    return np.logical_and.reduce([table[some] @ table[others].T > cosine for table in tables])
+    return np.logical_and.reduce([table.of(some) @ table.of(others).T > cosine for table in tables])
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1)
+class _Directions:
+    """Rows scaled to unit norm, some at a time, so that they are not all in memory twice."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+        parts = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
+        norms = np.concatenate([np.linalg.norm(part, axis=1, keepdims=True) for part in parts])
+        self.norms = np.where(norms > 0, norms, 1)
+
+    def of(self, some: np.ndarray) -> np.ndarray:
+        """The rows `some`, of unit norm."""
+        return self.rows[some] / self.norms[some]
 
 
 def part(dictionary: Dictionary, keep: np.ndarray) -> Dictionary:
@@ -99,7 +113,8 @@ def part(dictionary: Dictionary, keep: np.ndarray) -> Dictionary:
     for name in ("atoms", "encoder", "encoder_bias", "threshold", "typical", "source"):
         value = getattr(dictionary, name)
         if value is not None:
-            changes[name] = value[keep]
+            room = aligned((len(keep), *value.shape[1:]), value.dtype)
+            changes[name] = np.take(value, keep, axis=0, out=room, mode="clip")  # no further copy
     card = {name: v for name, v in dictionary.card.items() if name not in ("m", "k", "d", "d_out")}
     if dictionary.source is not None and "sources" in card:
         card["sources"] = select_sources(card["sources"], dictionary.source, keep)
@@ -129,19 +144,23 @@ def prune(config: PruneConfig) -> dict[str, Any]:
             f"--keep: expected at most the {dictionary.m} atoms there are, got {config.keep}; lower it"
         )
     site = config.site or str(dictionary.card.get("site", ""))
-    rows = source_of(store, site).spread(config.rows)
-    held = source_of(store, site, split="validation").spread(config.rows)
+    padding = dictionary.padding if config.padding == "same" else config.padding
+    rows = source_of(store, site, padding=padding).spread(config.rows)
+    held = source_of(store, site, split="validation", padding=padding).spread(config.rows)
+    print_padding([rows])
     check_width(dictionary, rows)
-    before = measure_dictionary(dictionary, held, name="before").summary()
+    room: dict[str, Any] = {"memory_mb": MEMORY_MB}
+    before = measure_dictionary(dictionary, held, name="before", **room).summary()
 
-    used = feature_usage(dictionary, rows)
+    used = feature_usage(dictionary, rows, **room)
     keep, ways = _choose(dictionary, used, config)
-    smaller = part(dictionary, keep)
-    smaller = dataclasses.replace(smaller, typical=typical_activations(smaller, rows))
-    after = measure_dictionary(smaller, held, name="after").summary()
+    smaller, m = part(dictionary, keep), dictionary.m
+    del dictionary  # its memory is free from here on
+    smaller = dataclasses.replace(smaller, typical=typical_activations(smaller, rows, **room))
+    after = measure_dictionary(smaller, held, name="after", **room).summary()
     told = {
         "from": str(config.dictionary),
-        "before": dictionary.m,
+        "before": m,
         "after": smaller.m,
         **ways,
         "usage_rows": used.rows,
@@ -150,19 +169,19 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         "heldout_after": after,
         "kept": keep.tolist(),
     }
-    history = [*dictionary.card.get("pruning", ()), told]
+    history = [*smaller.card.get("pruning", ()), told]
     card = smaller.card | {"pruning": history, "metrics": {"split": "validation", **after}}
     path = save_dictionary(dataclasses.replace(smaller, card=card), config.out)
     lines = [
         (name, str(m), *(f"{numbers[key]:.4f}" for key in ("fvu", "fvu_standardized", "ve", "l0")))
         for name, m, numbers in (
-            ("before", dictionary.m, before),
+            ("before", m, before),
             ("after", smaller.m, after),
         )
     ]
     print_table(("held-out", "atoms", "FVU raw", "standardized", "VE", "L0"), lines)
     print(
-        f"dropped {dictionary.m - smaller.m} of {dictionary.m} atoms "
+        f"dropped {m - smaller.m} of {m} atoms "
         f"({', '.join(f'{count} {name}' for name, count in ways.items())}); held-out FVU "
         f"{before['fvu']:.4f} -> {after['fvu']:.4f}"
     )
@@ -181,9 +200,7 @@ def _choose(
         ways["unused"] = int((~stays).sum())
     if config.merge:
         left = np.flatnonzero(stays)
-        some = part(dictionary, left)
-        here = Usage(used.fired[left], used.energy[left], used.rows)
-        chosen = left[merged(some, here, config.merge)]
+        chosen = merged(dictionary, used, config.merge, among=left)
         ways["merged"] = len(left) - len(chosen)
         stays = np.isin(np.arange(dictionary.m), chosen)
     if config.keep:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import tyro.conf
 
-from harvest.flags import at_least, expect
+from harvest.flags import at_least, expect, one_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class InspectConfig:
     """Show how much of each site's variance the first principal components hold."""
     rows: int = 20_000
     """Rows of each site that the spectrum, or the use of atoms, is taken from, evenly spread over images."""
+    padding: Literal["drop", "keep"] = "drop"
+    """Rows of the text that are padding, for the spectrum: drop leaves them out, keep takes them. A store's table
+    has them all."""
     verify: bool = False
     """Read the whole store and test checksums, done flags, missing parts, NaN and statistics; the
     exit status is not zero if anything is wrong."""
@@ -46,6 +49,7 @@ class InspectConfig:
     def __post_init__(self) -> None:
         """Check every field that can be checked without looking."""
         expect(bool(self.path), "path", "a folder or a URL", self.path, "name one")
+        one_of(self, "padding", ("drop", "keep"))
         at_least(self, 2, ["rows"], "at least 2 rows")
         at_least(self, 0, ["images"], "a number of at least 0")
         expect(all(self.sites), "sites", "names or globs of sites", self.sites, "leave out none")

@@ -46,13 +46,14 @@ class Spectrum(NamedTuple):
         return min(place, len(self.variances) - 1) + 1
 
 
-def spectrum(store: Store, site: str, *, rows: int) -> Spectrum:
+def spectrum(store: Store, site: str, *, rows: int, padding: str = "drop") -> Spectrum:
     """Take the spectrum of a site, in float64, from some of its rows.
 
     Args:
         store: where they are.
         site: its name.
         rows: how many, about; they are spread evenly over finished images, steps and tokens.
+        padding: drop or keep rows that are padding of the text.
 
     Returns:
         as many variances as the width, or as there are rows where there are fewer.
@@ -60,7 +61,7 @@ def spectrum(store: Store, site: str, *, rows: int) -> Spectrum:
     Raises:
         ValueError: the site is unknown, nothing is finished, or the data is damaged.
     """
-    values = sample_rows(store, site, rows=rows)
+    values = sample_rows(store, site, rows=rows, padding=padding)
     n, d = values.shape
     mean = values.mean(0, dtype=np.float64)
     if n <= d:
@@ -75,13 +76,16 @@ def spectrum(store: Store, site: str, *, rows: int) -> Spectrum:
     return Spectrum(n, np.maximum(variances, 0.0))
 
 
-def sample_rows(store: Store, site: str, *, rows: int) -> Float[np.ndarray, "n d"]:
+def sample_rows(
+    store: Store, site: str, *, rows: int, padding: str = "drop"
+) -> Float[np.ndarray, "n d"]:
     """Read some rows of a site: as few chunks as will do, yet from many images, steps and tokens.
 
     Args:
         store: where they are.
         site: its name.
-        rows: how many, about: at least so many, where there are so many.
+        rows: how many, about: without padding at least so many, where there are so many.
+        padding: as `spectrum`.
 
     Returns:
         float32 rows. The same ones each time.
@@ -95,9 +99,15 @@ def sample_rows(store: Store, site: str, *, rows: int) -> Float[np.ndarray, "n d
     groups = np.unique(store.indices() // chunk[0])  # a chunk is finished as a whole
     if not len(groups):
         raise ValueError(f"{store.path} holds no finished image yet; run its harvest again")
-    grid = tuple(-(-shape[axis] // chunk[axis]) for axis in (1, 2))
+    unpadded = None if padding == "keep" else store.unpadded(site)
+    tokens, share = shape[2], 1.0
+    if unpadded is not None:
+        tokens = int(unpadded.max())
+        share = float(unpadded.mean()) / min(shape[2], -(-tokens // chunk[2]) * chunk[2])
+    grid = -(-shape[1] // chunk[1]), -(-tokens // chunk[2])
     inner = grid[0] * grid[1]
-    cells = min(max(_CELLS, -(-rows // math.prod(chunk[:3]))), len(groups) * inner)
+    cells = math.ceil(rows / (share * math.prod(chunk[:3])))
+    cells = min(max(_CELLS, cells), len(groups) * inner)
     each = -(-rows // cells)
     # Evenly spread over images; which steps and tokens of each is left to chance, as any stride
     # through them could fall in step with the grid.
@@ -110,12 +120,18 @@ def sample_rows(store: Store, site: str, *, rows: int) -> Float[np.ndarray, "n d
         first = (int(groups[group]), *divmod(cell, grid[1]))
         region = tuple(slice(i * c, (i + 1) * c) for i, c in zip(first, chunk[:3], strict=True))
         try:
-            block = np.asarray(array[region]).reshape(-1, shape[3])
+            block = np.asarray(array[region])
         except (ValueError, RuntimeError, *store.place.errors) as error:
             raise ValueError(
                 f"sites/{site} of {store.path} cannot be read from image {region[0].start} on "
                 f"({error}); see `jaxdict inspect {store.path} --verify`"
             ) from error
+        if unpadded is None:
+            block = block.reshape(-1, shape[3])
+        else:
+            token = np.arange(region[2].start, region[2].start + block.shape[2])
+            some = token < unpadded[region[0], None, None]
+            block = block[np.broadcast_to(some, block.shape[:3])]
         chosen = np.sort(rng.permutation(len(block))[:each])
         parts.append(from_bits(np.ascontiguousarray(block[chosen])))
     return np.concatenate(parts)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from harvest.sites import match_sites
 from harvest.store import (
     Difference,
     Norms,
@@ -21,7 +22,7 @@ from harvest.store import (
 from harvest.units import size
 from jaxdict.inspect.config import InspectConfig
 from jaxdict.inspect.spectrum import Spectrum, spectrum
-from jaxdict.rows import match_sites
+from jaxdict.rows import print_padding, source_of
 from jaxdict.tables import number, numbers, percent, print_table, print_title, some
 
 _MOST_STEPS = 8
@@ -77,7 +78,8 @@ def inspect_store(config: InspectConfig, path: str) -> dict[str, Any]:
     result["sites"] = table
 
     if config.spectrum or config.plot:
-        spectra = _spectra(store, sites, config.rows)
+        print_padding([source_of(store, site, split="all", padding=config.padding) for site in sites])
+        spectra = _spectra(store, sites, config)
         for site, one in spectra.items():
             table[site]["spectrum"] = {"rows": one.rows, "shares": _shares(one)}
         _show_spectra(spectra)
@@ -217,12 +219,12 @@ def _step_names(store: Store, chosen: Sequence[int]) -> list[str]:
     return [f"step {store.step_numbers[i]} ({store.sigmas[i]:.3g})" for i in chosen]
 
 
-def _spectra(store: Store, sites: Sequence[str], rows: int) -> dict[str, Spectrum]:
+def _spectra(store: Store, sites: Sequence[str], config: InspectConfig) -> dict[str, Spectrum]:
     """Take the spectrum of each site."""
     found = {}
     with tqdm(sites, desc="spectrum", unit="site", leave=False) as bar:
         for site in bar:
-            found[site] = spectrum(store, site, rows=rows)
+            found[site] = spectrum(store, site, rows=config.rows, padding=config.padding)
     return found
 
 

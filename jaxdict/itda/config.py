@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from harvest.flags import at_least, captured_steps, expect, one_of
-from jaxdict.flags import FREE_ON_RESUME, NORMALIZATIONS
+from jaxdict.flags import ABSENT, FREE_ON_RESUME, NORMALIZATIONS
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class TrainITDAConfig:
     steps: tuple[int, ...] = ()
     """Captured steps to use, by index: 1 is the second one of the store, whichever denoising step that is
     (both are printed); empty means all."""
+    padding: Literal["drop", "keep"] = field(default="drop", metadata={ABSENT: "keep"})
+    """Rows of the text that are padding: drop leaves them out, here and wherever the dictionary is measured, keep
+    takes them. Rows of the image have none."""
     normalize: Literal["none", "rms", "standardize", "whiten"] = "standardize"
     """Fixed map applied before pursuit; the exported dictionary keeps it."""
     fit_rows: int = 1_000_000
@@ -75,6 +78,7 @@ class TrainITDAConfig:
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
         one_of(self, "normalize", NORMALIZATIONS)
+        one_of(self, "padding", ("drop", "keep"))
         one_of(self, "rule", ("cover", "worst", "plain"))
         expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
         counts = ("k", "batch", "pool", "eval_rows", "keep")

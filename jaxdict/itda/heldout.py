@@ -41,7 +41,8 @@ class Evaluator:
         self._train = source.spread(config.eval_rows)
         self._held: Source | None = None
         if len(store.indices("validation")):
-            held = source_of(store, config.site, split="validation", steps=config.steps)
+            taken = {"steps": config.steps, "padding": config.padding}
+            held = source_of(store, config.site, split="validation", **taken)
             self._held = held.spread(config.eval_rows)
 
     @property

@@ -95,6 +95,7 @@ def run_to_dictionary(run: Path, *, verify: bool = True) -> Dictionary:
         "site": site,
         **({"target": target} if target else {}),
         "stream": stream_of(site),
+        "padding": settings.get("padding", "keep"),
         "model": description.get("model"),
         "store_fingerprint": description["store"]["fingerprint"],
         "normalization": {"kind": normalization.kind, "rows": normalization.rows, "folded": False},

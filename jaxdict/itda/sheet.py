@@ -13,7 +13,7 @@ from harvest.store import open_store, stream_of
 from jaxdict.dictionary import load_dictionary
 from jaxdict.itda.labels import label, pictures
 from jaxdict.metrics import feature_usage
-from jaxdict.rows import source_of
+from jaxdict.rows import print_padding, source_of
 
 if TYPE_CHECKING:
     from harvest.store import Store
@@ -45,7 +45,10 @@ def draw_most_used(path: Path, folder: Path, *, rows: int) -> Path:
         )
     store = open_store(place)
     pictures(dictionary, store, [0])  # refuses another store, or one without pictures, at once
-    used = feature_usage(dictionary, source_of(store, str(dictionary.card["site"])).spread(rows))
+    site = str(dictionary.card["site"])
+    measured = source_of(store, site, padding=dictionary.padding).spread(rows)
+    print_padding([measured])
+    used = feature_usage(dictionary, measured)
     most = np.argsort(-used.energy, kind="stable")[:_MOST].tolist()
     notes = [f"active in {used.fired[atom] / used.rows:.2%} of rows" for atom in most]
     out = draw_sheet(dictionary, store, most, folder / "atoms.png", notes=notes)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from harvest.atomic import write_json
 from harvest.flags import print_captured
 from harvest.store import open_store
-from jaxdict.flags import resumable
+from jaxdict.flags import resumable, when_absent
 from jaxdict.itda.build import Build, Normalizers, add_batch, empty_build, restore, save
 from jaxdict.itda.config import TrainITDAConfig
 from jaxdict.itda.heldout import Evaluator
@@ -34,6 +34,7 @@ from jaxdict.rows import (
     ahead,
     fit_once,
     image_rows,
+    print_padding,
     source_of,
     to_device,
     watched,
@@ -46,6 +47,7 @@ from jaxdict.runs import (
     Checkpoints,
     Log,
     Stop,
+    as_begun,
     curves,
     describe,
     open_run,
@@ -68,8 +70,9 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         FileExistsError: --out holds something and --resume is off.
         SystemExit: asked to stop (SIGTERM); the state is saved.
     """
+    config = as_begun(config, resume=config.resume)
     store = open_store(config.store)
-    source = source_of(store, config.site, steps=config.steps)
+    source = source_of(store, config.site, steps=config.steps, padding=config.padding)
     print_captured(config.steps, store.step_numbers.tolist())
     target = source.beside(config.target) if config.target else None
     sizes = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
@@ -83,7 +86,14 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         packages=("jaxdict", "jax", "orbax-checkpoint", "numpy"),
     )
     may_differ = resumable(TrainITDAConfig)
-    found = open_run(config.out, description, resume=config.resume, may_differ=may_differ)
+    found = open_run(
+        config.out,
+        description,
+        resume=config.resume,
+        may_differ=may_differ,
+        absent=when_absent(TrainITDAConfig),
+    )
+    print_padding([source])
     normalizers = Normalizers(to_device(_normalization(config, source, NORMALIZATION, found)))
     if target is not None:
         fitted = _normalization(config, target, TARGET_NORMALIZATION, found)

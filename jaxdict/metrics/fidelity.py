@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxdict.codes import Codes
 from jaxdict.metrics.distributions import ANGLES, RowSums
+from jaxdict.rows import Block
 
 _ROUNDING = 1e-6
 """A variance below this share of the squared distance from the shift is float32 rounding: 0."""
@@ -278,7 +279,7 @@ def add_counts(total: np.ndarray, counts: Any) -> np.ndarray:
 
 
 def measure_blocks(
-    blocks: Iterable[tuple[Any, np.ndarray]],
+    blocks: Iterable[Block],
     steps: Sequence[int],
     report: Callable[[np.ndarray, np.ndarray], BatchReport],
     *,
@@ -287,7 +288,7 @@ def measure_blocks(
     """Measure blocks of rows, in batches of one size so that it compiles once.
 
     Args:
-        blocks: (anything, bits uint16 [image, step, token, d]) pairs.
+        blocks: as `jaxdict.rows.Source.blocks` gives them.
         steps: name of each step of the blocks.
         report: (bits uint16 [batch, d], weight float32 [batch]) to a `BatchReport`.
         batch: rows at a time; the last batch of a step is padded with weight 0.
@@ -296,9 +297,9 @@ def measure_blocks(
         The measurement.
     """
     measurement = Measurement()
-    for _, bits in blocks:
+    for block in blocks:
         for place, step in enumerate(steps):
-            rows = bits[:, place].reshape(-1, bits.shape[-1])
+            rows = block.at_step(place)
             for start in range(0, len(rows), batch):
                 part = rows[start : start + batch]
                 weight = np.zeros(batch, np.float32)

@@ -13,9 +13,11 @@ from .prefetch import ahead as ahead
 from .prefetch import watched as watched
 from .single_pass import LabelledRows as LabelledRows
 from .single_pass import SinglePass as SinglePass
-from .sites import match_sites as match_sites
+from .source import Block as Block
 from .source import Source as Source
 from .source import floats as floats
 from .source import image_rows as image_rows
+from .source import print_padding as print_padding
 from .source import side_by_side as side_by_side
 from .source import source_of as source_of
+from .source import without_padding as without_padding

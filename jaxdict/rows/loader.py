@@ -1,7 +1,7 @@
 """Rows of a store in a shuffled order that is a pure function of (seed, position).
 
-An epoch permutes the training images and cuts them into pools of about `pool` rows; inside a pool
-the rows of all its images, steps and tokens are permuted. Row number p of the endless stream is
+An epoch permutes the training images and cuts them into pools of as many images, about `pool` rows; inside a
+pool the rows of all its images, steps and tokens are permuted. Row number p of the endless stream is
 thus known from (seed, p) alone, and the loader's state is one integer. Whether rows sit in memory
 or are read block by block changes nothing about the order.
 """
@@ -35,6 +35,7 @@ class Loader:
         pools = min(len(source.images), max(1, -(-source.rows // pool)))
         self._bounds = np.linspace(0, len(source.images), pools + 1).round().astype(np.int64)
         self.resident = source.bytes <= memory
+        self._starts = np.cumsum(source.rows_of) - source.rows_of
         self._cache: np.ndarray | None = None
 
     @property
@@ -44,37 +45,41 @@ class Loader:
 
     def order(self, epoch: int, pool: int) -> tuple[np.ndarray, np.ndarray]:
         """A pool: sorted positions of its images in the source, a permutation of their rows."""
-        shuffle = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.source.images))
-        images = np.sort(shuffle[self._bounds[pool] : self._bounds[pool + 1]])
+        images = np.sort(self._shuffled(epoch)[self._bounds[pool] : self._bounds[pool + 1]])
         rng = np.random.default_rng([self.seed, 1, epoch, pool])
-        return images, rng.permutation(len(images) * self.source.rows_per_image)
+        return images, rng.permutation(int(self.source.rows_of[images].sum()))
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """Positions of all images, in the order of an epoch."""
+        return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.source.images))
 
     def _load(self, epoch: int, pool: int) -> tuple[np.ndarray, np.ndarray]:
         """A pool as (table of rows [*, d], which of them in which order)."""
         images, rows = self.order(epoch, pool)
-        d, per_image = self.source.d, self.source.rows_per_image
         if not self.resident:
-            return self.source.read(self.source.images[images]).reshape(-1, d), rows
+            return self.source.read(self.source.images[images]), rows
         if self._cache is None:
             self._cache = self._read_all()
-        image, rest = np.divmod(rows, per_image)
-        return self._cache, images[image] * per_image + rest
+        counts = self.source.rows_of[images]
+        # How far the rows of each image lie behind in the pool: in the table those of other images are between.
+        behind = self._starts[images] - (np.cumsum(counts) - counts)
+        return self._cache, (np.repeat(behind, counts) + np.arange(len(rows)))[rows]
 
     def _read_all(self) -> np.ndarray:
         table = np.empty((self.source.rows, self.source.d), np.uint16)
         at = 0
-        for _, bits in self.source.blocks():
-            rows = bits.reshape(-1, self.source.d)
-            table[at : at + len(rows)] = rows
-            at += len(rows)
+        for block in self.source.blocks():
+            table[at : at + len(block.bits)] = block.bits
+            at += len(block.bits)
         return table
 
     def _pools_from(self, row: int) -> Iterator[tuple[int, int, int]]:
         """(epoch, pool, rows to skip in it) from a row of the endless stream on."""
-        ends = self._bounds[1:] * self.source.rows_per_image
         epoch, offset = divmod(row, self.source.rows)
+        upto = np.cumsum(self.source.rows_of[self._shuffled(epoch)])
+        ends = upto[self._bounds[1:] - 1]
         pool = int(np.searchsorted(ends, offset, side="right"))
-        skip = offset - int(self._bounds[pool]) * self.source.rows_per_image
+        skip = offset - (int(ends[pool - 1]) if pool else 0)
         while True:
             yield epoch, pool, skip
             pool, skip = pool + 1, 0

@@ -8,20 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
-from jaxdict.rows.source import Source
+from jaxdict.rows.source import Block, Source
 
 T = TypeVar("T")
 
 
-def watched(source: Source, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def watched(source: Source, name: str) -> Iterator[Block]:
     """Blocks of a source, with a progress bar called `name`."""
     with tqdm(total=source.rows, unit="row", unit_scale=True, desc=name) as bar:
-        for images, bits in source.blocks():
-            yield images, bits
-            bar.update(len(images) * source.rows_per_image)
+        for block in source.blocks():
+            yield block
+            bar.update(len(block.bits))
 
 
 @contextmanager

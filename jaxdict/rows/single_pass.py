@@ -70,10 +70,10 @@ class SinglePass:
             if first <= wanted:
                 continue
             order = order[max(skip, 0) : len(order) - max(first - end, 0)]
-            tables = [self._places(images)]
-            for site in (self.source, *([] if self.target is None else [self.target])):
-                table = site.read(self.source.images[images])
-                tables.append(table.reshape(-1, table.shape[-1]))
+            some = self.source.images[images]
+            tables = [self.source.places(some), self.source.read(some)]
+            if self.target is not None:
+                tables.append(self.target.read(some))
             at = 0
             while at < len(order):
                 take = min(self.batch - held, len(order) - at)
@@ -86,14 +86,6 @@ class SinglePass:
                 break
         if held:
             yield self._pack(parts, held)
-
-    def _places(self, images: np.ndarray) -> np.ndarray:
-        """(image, step, token) of the rows of some images, in store order."""
-        tokens = int(self.source.store.shape(self.source.site)[2])
-        grid = np.meshgrid(
-            self.source.images[images], self.source.steps, np.arange(tokens), indexing="ij"
-        )
-        return np.stack([axis.ravel() for axis in grid], axis=1).astype(np.int32)
 
     def _pack(self, parts: list[tuple[np.ndarray, ...]], count: int) -> LabelledRows:
         spare = ((0, self.batch - count), (0, 0))

@@ -7,16 +7,18 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harvest.atomic import SUFFIX, read_json, write_json, write_text
-from jaxdict.flags import flatten
+from jaxdict.flags import flatten, from_flat, when_absent
 from jaxdict.plots import MISSING
 
 if TYPE_CHECKING:
     from jaxdict.rows import Source
+
+Config = TypeVar("Config")
 
 CONFIG, METRICS, PLOT, SUMMARY = "config.json", "metrics.jsonl", "loss.png", "summary.json"
 NORMALIZATION = "normalization.safetensors"
@@ -76,8 +78,29 @@ def describe(
     }
 
 
+def as_begun(config: Config, *, resume: bool) -> Config:
+    """The settings to go on with: those that the run in `out` does not have yet are as it was made.
+
+    Args:
+        config: settings, with `out`.
+        resume: whether to go on with the run there.
+    """
+    out: Path = config.out  # pyright: ignore[reportAttributeAccessIssue]
+    if not resume or not (out / CONFIG).is_file():
+        return config
+    known = flatten(read_json(out / CONFIG).get("config", {}))
+    missing = {name: v for name, v in when_absent(type(config)).items() if name not in known}
+    own = flatten(dataclasses.asdict(config))  # pyright: ignore[reportArgumentType]
+    return from_flat(type(config), {**own, **missing}) if missing else config
+
+
 def open_run(
-    out: Path, description: dict[str, Any], *, resume: bool, may_differ: Collection[str] = ()
+    out: Path,
+    description: dict[str, Any],
+    *,
+    resume: bool,
+    may_differ: Collection[str] = (),
+    absent: Mapping[str, Any] | None = None,
 ) -> bool:
     """Make a run's folder, or check that the run in it can be resumed.
 
@@ -86,6 +109,7 @@ def open_run(
         description: what config.json holds; `config` and `store` are compared.
         resume: whether to go on with the run in it.
         may_differ: settings that are not compared, see `jaxdict.flags.resumable`.
+        absent: settings that the run in it may lack, see `jaxdict.flags.when_absent`.
 
     Returns:
         True when the folder already held this run.
@@ -107,7 +131,9 @@ def open_run(
             raise ValueError(
                 f"expected a run in {out}, found no {CONFIG}; name the run's own folder"
             )
-        _check_same(read_json(out / CONFIG), description, out, may_differ)
+        found = read_json(out / CONFIG)
+        known = {"config": {**(absent or {}), **flatten(found.get("config", {}))}}
+        _check_same({**found, **known}, description, out, may_differ)
         return True
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / CONFIG, description, hashed=True)

@@ -11,6 +11,7 @@ import tyro.conf
 from harvest.flags import at_least, captured_steps, expect, one_of
 from jaxdict.dictionary import ENCODER_KINDS as KINDS
 from jaxdict.flags import (
+    ABSENT,
     FREE_ON_RESUME,
     MAY_GROW,
     NORMALIZATIONS,
@@ -97,6 +98,9 @@ class DataConfig:
     steps: tuple[int, ...] = field(default=(), metadata=NOT_SWEPT)
     """Captured steps to train on, by index: 1 is the second one of the store, whichever denoising step that
     is (both are printed); empty means all."""
+    padding: Literal["drop", "keep"] = field(default="drop", metadata={**NOT_SWEPT, ABSENT: "keep"})
+    """Rows of the text that are padding: drop leaves them out, here and wherever the dictionary is measured, keep
+    takes them. Rows of the image have none."""
     rows: int = field(default=10_000_000, metadata=MAY_GROW)
     """Training rows seen in all, over as many epochs as it takes (rounded up to whole batches). With --resume a
     larger number goes on, a finished run too."""
@@ -120,6 +124,7 @@ class DataConfig:
     def check(self) -> None:
         """Check each field on its own."""
         one_of(self, "normalize", NORMALIZATIONS)
+        one_of(self, "padding", ("drop", "keep"))
         at_least(self, 1, ("batch", "pool"), "a whole number of at least 1")
         at_least(self, 0, ("fit_rows", "memory"), "a number of at least 0")
         at_least(self, -1, ("order_seed",), "a number of at least -1")

@@ -77,7 +77,9 @@ def _fit(
     data = config.data
 
     def fit(site: str, path: Path) -> Normalization:
-        source = source_of(store, site, steps=data.steps).spread(data.fit_rows)
+        source = source_of(store, site, steps=data.steps, padding=data.padding).spread(
+            data.fit_rows
+        )
         return fit_once(
             path,
             lambda: image_rows(watched(source, f"normalization {site}")),
@@ -135,7 +137,10 @@ class TrainingBatches:
             assert own is not None
             self._inputs[group.batch_key] = _Inputs(own, target)
         sites = {key.site for key in self._inputs} | ({config.target} if config.target else set())
-        sources = {site: source_of(store, site, steps=data.steps) for site in sorted(sites)}
+        sources = {
+            site: source_of(store, site, steps=data.steps, padding=data.padding)
+            for site in sorted(sites)
+        }
         needed = sum(source.bytes for source in sources.values())
         resident = needed <= int(data.memory * 2**30)
         self.loaders = {

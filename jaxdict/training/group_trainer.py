@@ -23,7 +23,7 @@ from jaxdict.sae import (
 )
 from jaxdict.training import sweep
 from jaxdict.training.batches import Normalizations
-from jaxdict.training.initialize import first_state
+from jaxdict.training.initialize import first_state, random_state
 from jaxdict.training.sweep import Group, Member
 
 
@@ -32,33 +32,47 @@ class GroupTrainer:
 
     Attributes:
         group: the members.
-        state: of one member, or of all of them stacked on a first axis.
+        state: of one member, or of all of them stacked on a first axis; there is none before `start`, unless it is set.
     """
 
+    state: TrainState
+
     def __init__(
-        self,
-        group: Group,
-        normalizations: Normalizations,
-        *,
-        loaders: Mapping[str, Loader],
-        devices: Mesh | None,
+        self, group: Group, normalizations: Normalizations, *, devices: Mesh | None
     ) -> None:
-        """Make the first state.
+        """Make the step.
 
         Args:
             group: the members.
             normalizations: of their rows.
-            loaders: give first training rows, by site.
             devices: where to train, None for one device.
         """
-        self.group, self._devices = group, devices
-        states = [first_state(member, normalizations, loaders) for member in group.members]
+        self.group, self._normalizations, self._devices = group, normalizations, devices
+        self._train_step = make_train_step(group.step_config, members=group.stacked, mesh=devices)
+        self._hyperparams = self._stacked_hyperparams(normalizations.out.variance)
+
+    def start(self, loaders: Mapping[str, Loader]) -> None:
+        """Make the first state; `loaders` give first training rows, by site."""
+        group = self.group
+        states = [first_state(member, self._normalizations, loaders) for member in group.members]
         state = states[0]
         if group.stacked:
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        self.state: TrainState = sharding.place_state(state, devices, members=group.stacked)
-        self._train_step = make_train_step(group.step_config, members=group.stacked, mesh=devices)
-        self._hyperparams = self._stacked_hyperparams(normalizations.out.variance)
+        self.state = sharding.place_state(state, self._devices, members=group.stacked)
+
+    @property
+    def template(self) -> TrainState:
+        """Shapes and dtypes of its state, without arrays."""
+        one = jax.eval_shape(lambda: random_state(self.group.members[0], self._normalizations))
+        if not self.group.stacked:
+            return one
+        lead = (self.group.stacked,)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(lead + leaf.shape, leaf.dtype), one)
+
+    @property
+    def placing(self) -> Any:
+        """For each array of its state, what moves it from NumPy to the devices."""
+        return sharding.placing(self.template, self._devices, members=self.group.stacked)
 
     def _stacked_hyperparams(self, variance: float) -> Hyperparams:
         every = [sweep.hyperparams_of(member, variance) for member in self.group.members]
@@ -99,14 +113,6 @@ class GroupTrainer:
             step=step,
             devices=self._devices,
         )
-
-    def restore(self, state: Any) -> None:
-        """Go on from a state as a checkpoint holds it, in NumPy arrays."""
-        if self._devices is None:
-            self.state = jax.tree.map(jnp.asarray, state)
-        else:
-            stacked = self.group.stacked
-            self.state = sharding.place_state(state, self._devices, members=stacked)
 
     def members(self, state: TrainState) -> Iterator[tuple[Member, TrainState]]:
         """Each member with its own state, out of one of the group."""

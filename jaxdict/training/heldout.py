@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
 from harvest.store import Store
 from jaxdict.metrics import BatchReport, batch_sums, fired, measure_blocks
 from jaxdict.rows import (
+    Block,
     Normalizer,
     bfloat16_rows,
     denormalize,
@@ -31,13 +31,14 @@ class HeldOut:
         self, config: TrainSAEConfig, store: Store, normalizations: Normalizations
     ) -> None:
         """Read the rows, once."""
-        self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
+        self._blocks: list[Block] = []
         self._normalizer, self._target = (
             None if one is None else to_device(one) for one in normalizations
         )
         if not len(store.indices("validation")):
             return
-        source = source_of(store, config.site, split="validation", steps=config.data.steps)
+        taken = {"steps": config.data.steps, "padding": config.data.padding}
+        source = source_of(store, config.site, split="validation", **taken)
         source = source.spread(config.run.eval_rows)
         target = source.beside(config.target) if config.target else None
         self._blocks = list(side_by_side(source.blocks(), target))

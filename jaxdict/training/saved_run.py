@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from harvest.atomic import write_json
 from harvest.store import Store
-from jaxdict.flags import flatten, growing, resumable, settings_of
-from jaxdict.rows import Source, load_normalization, source_of, to_device
+from jaxdict.flags import flatten, growing, resumable, settings_of, when_absent
+from jaxdict.rows import Source, load_normalization, print_padding, source_of, to_device
 from jaxdict.runs import (
     CONFIG,
     NORMALIZATION,
@@ -39,11 +39,21 @@ def open_runs(config: TrainSAEConfig, store: Store, members: list[Member]) -> bo
     Returns:
         Whether there was a run.
     """
-    sources = [source_of(store, one.config.site, steps=config.data.steps) for one in members]
+    data = config.data
+    sources = [
+        source_of(store, one.config.site, steps=data.steps, padding=data.padding) for one in members
+    ]
+    print_padding(list({source.site: source for source in sources}.values()))
     whole = config if len(members) > 1 else members[0].config
     first = _description(whole, sources[0], members)
     may_differ = resumable(TrainSAEConfig) | growing(TrainSAEConfig)
-    found = open_run(config.out, first, resume=config.run.resume, may_differ=may_differ)
+    found = open_run(
+        config.out,
+        first,
+        resume=config.run.resume,
+        may_differ=may_differ,
+        absent=when_absent(TrainSAEConfig),
+    )
     legs = more_rows.with_more(config.out, config.data.rows) if found else None
     if legs is not None:
         write_json(config.out / CONFIG, more_rows.described(first, legs), hashed=True)
@@ -98,10 +108,10 @@ def read_sae(
         run: its folder.
         description: its config.json.
         checkpoint: newest, or best by held-out FVU.
+        verify: whether files have to have the hashes that were written into them.
 
     Raises:
         ValueError: it has no such checkpoint, none with a score where the best is asked for, or it
-        verify: whether files have to have the hashes that were written into them.
             holds the runs of several members.
     """
     if "members" in description:
@@ -116,7 +126,7 @@ def read_sae(
         *(load_normalization(run / name, verify=verify) for name in names)
     )
     member = Member("", config, resolve(config, len(normalizations.site.mean)))
-    with Checkpoints(run, keep=config.run.keep) as checkpoints:
+    with Checkpoints(run, keep=config.run.keep, verify=verify) as checkpoints:
         wanted = None
         if checkpoint == "best" and checkpoints.latest is not None:
             wanted = checkpoints.best
@@ -125,8 +135,13 @@ def read_sae(
                     f"--checkpoint best: expected one measured on held-out rows in {checkpoints.folder}, "
                     "found none; use --checkpoint newest"
                 )
-        state, _ = checkpoints.restore(state_template(member, normalizations), wanted)
-    best = jax.tree.map(jnp.asarray, state).best(config.model.kind)
+        # The averages where there are some, else the weights themselves; the moments are left on the disk.
+        template = state_template(member, normalizations)._replace(optimizer=None, since_fired=None)
+        if template.ema is not None:
+            template = template._replace(params=None)
+        place = jax.tree.map(lambda _: jnp.array, template)
+        state, _ = checkpoints.restore(template, wanted, place=place)
+    best = state.best(config.model.kind)
     return Trained(best, normalizations, config, member.resolved.slots, int(state.step))
 
 
@@ -141,7 +156,8 @@ def _config_of(run: Path, description: dict[str, Any]) -> TrainSAEConfig:
     Raises:
         ValueError: another version has made it.
     """
-    settings, known = flatten(description["config"]), settings_of(TrainSAEConfig).keys()
+    settings = {**when_absent(TrainSAEConfig), **flatten(description["config"])}
+    known = settings_of(TrainSAEConfig).keys()
     for age, names in (("an older", known - settings.keys()), ("a newer", settings.keys() - known)):
         if names:
             raise ValueError(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvest.flags import expect
+from harvest.sites import match_sites
 from harvest.store import Store
 from jaxdict.flags import settings_of, sweepable
-from jaxdict.rows import match_sites, source_of
+from jaxdict.rows import source_of
 from jaxdict.sae import (
     SINGLE_DEVICE,
     AdamConfig,

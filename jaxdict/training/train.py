@@ -12,7 +12,7 @@ from tqdm import tqdm
 from harvest.flags import expect_captured, print_captured
 from harvest.store import open_store
 from jaxdict.devices import Processes, mesh
-from jaxdict.runs import Checkpoints, Stop, stop_signals
+from jaxdict.runs import Checkpoints, Stop, as_begun, stop_signals
 from jaxdict.sae import Execution, TrainSAEConfig
 from jaxdict.training import more_rows, pareto, sweep
 from jaxdict.training.batches import TrainingBatches, fit_normalizations
@@ -39,6 +39,7 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
         FileExistsError: --out holds something and --resume is off.
         SystemExit: asked to stop (SIGTERM); the state is saved.
     """
+    config = as_begun(config, resume=config.run.resume)
     run, asked = config.run, config.devices
     Tracker.check(run.tracker)
     processes = Processes.join(asked.coordinator, count=asked.processes, number=asked.process)
@@ -59,7 +60,7 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     normalizations = fit_normalizations(groups, store, processes, resumed=found)
     batches = TrainingBatches(store, groups, normalizations, devices=devices)
     trainers = [
-        GroupTrainer(group, fitted, loaders=batches.loaders, devices=devices)
+        GroupTrainer(group, fitted, devices=devices)
         for group, fitted in zip(groups, normalizations, strict=True)
     ]
     held_out = read_held_out(groups, store, normalizations)
@@ -67,7 +68,10 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
 
     with Checkpoints(config.out, keep=run.keep) as checkpoints, stop_signals() as stop:
         if found and checkpoints.latest is not None:
-            _restore(trainers, checkpoints, processes)
+            _restore(trainers, checkpoints)
+        else:
+            for one in trainers:
+                one.start(batches.loaders)
         first = trainers[0].optimizer_steps
         if run.resume and processes.chief:
             tqdm.write(more_rows.how_far(config, members, first), file=sys.stderr)
@@ -93,7 +97,7 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
                     progress.write(measured)
                 if saving:
                     score = mean_fvu(measured) if measuring else None
-                    state = _state_of_all(trainers, processes)
+                    state = _by_number([one.state for one in trainers])
                     checkpoints.save(step, state, {"batches": step}, score=score)
                     progress.saved = step
                 if stopping:
@@ -122,17 +126,18 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     return pareto.finish(config, {one.name: summaries[one.name] for one in members}, pace)
 
 
-def _state_of_all(trainers: list[GroupTrainer], processes: Processes) -> Any:
-    """The content of a checkpoint: the one state, or all of them by number."""
-    states = [processes.gathered(trainer.state) for trainer in trainers]
-    return states[0] if len(states) == 1 else {str(i): one for i, one in enumerate(states)}
+def _by_number(trees: list[Any]) -> Any:
+    """The content of a checkpoint: the one tree, or all of them by number."""
+    return trees[0] if len(trees) == 1 else {str(i): one for i, one in enumerate(trees)}
 
 
-def _restore(trainers: list[GroupTrainer], checkpoints: Checkpoints, processes: Processes) -> None:
+def _restore(trainers: list[GroupTrainer], checkpoints: Checkpoints) -> None:
     """Go on from the newest checkpoint."""
-    restored, facts = checkpoints.restore(_state_of_all(trainers, processes))
+    templates = _by_number([one.template for one in trainers])
+    place = _by_number([one.placing for one in trainers])
+    restored, facts = checkpoints.restore(templates, place=place)
     for i, trainer in enumerate(trainers):
-        trainer.restore(restored if len(trainers) == 1 else restored[str(i)])
+        trainer.state = restored if len(trainers) == 1 else restored[str(i)]
     if facts["batches"] != trainers[0].optimizer_steps:
         raise ValueError(f"{checkpoints.folder}: expected the step of its state, got {facts}")
 

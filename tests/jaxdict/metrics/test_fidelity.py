@@ -13,6 +13,7 @@ from jaxdict.codes.codes import Codes
 from jaxdict.metrics import distributions
 from jaxdict.metrics import fidelity as metrics
 from jaxdict.metrics.quality import quality_of, without_nan
+from jaxdict.rows import Block
 from tests.reference import sae as reference
 
 
@@ -75,9 +76,11 @@ def test_measure_pads_per_step_counts_and_sums(rows):
         sums = metrics.batch_sums(a, a * 0.9, jnp.asarray(weight), jnp.zeros(5))
         return metrics.BatchReport(sums, sums, metrics.fired(codes, 4, jnp.asarray(weight)))
 
-    measured = metrics.measure_blocks(
-        [(None, bits[:4]), (None, bits[4:])], [0, 3], report, batch=40
-    )
+    blocks = [
+        Block(np.arange(len(part)), part.reshape(-1, 5), 2, np.full(len(part), 25))
+        for part in (bits[:4], bits[4:])
+    ]
+    measured = metrics.measure_blocks(blocks, [0, 3], report, batch=40)
     numbers = measured.summary()
     assert sizes == {(40, 5)}, "one batch shape, so one compilation"
     assert numbers["rows"] == 300 and numbers["l0"] == 1 and numbers["dead_share"] == 0.75

@@ -113,7 +113,7 @@ def test_every_kind_trains_folds_and_is_as_sparse_as_it_should_be(kind, store, t
 def test_atoms_from_rows_are_rows_and_a_transcoders_pairs_are_rows_of_one_token(store):
     opened = open_store(store)
     sources = [source_of(opened, site) for site in (SITE, NARROW)]
-    blocks = [[floats(bits) for _, bits in source.blocks()] for source in sources]
+    blocks = [[floats(block.bits) for block in source.blocks()] for source in sources]
     fitted = batches.Normalizations(*(fit(lambda b=one: b, "whiten") for one in blocks))
     loaders = [Loader(source, batch=20, seed=5, pool=300) for source in sources]
     config = TrainSAEConfig.of(store=store, out=store, **SMALL, target=NARROW)
@@ -162,7 +162,7 @@ def test_a_resampled_feature_is_a_row_and_the_others_stay_as_they_are(resampled,
     dead = np.arange(48) % 5 == 0
     state = state._replace(since_fired=np.where(dead, 999, 3).astype(np.int32))
     site = source_of(open_store(store), SITE)
-    normalization = fit(lambda: [floats(bits) for _, bits in site.blocks()], "standardize")
+    normalization = fit(lambda: [floats(block.bits) for block in site.blocks()], "standardize")
     bits = site.read(site.images[:2]).reshape(-1, 16)
     batch = Batch(jax.numpy.asarray(bits), to_device(normalization))
     step_config = sweep.step_config_of(_member(run))
