@@ -12,7 +12,7 @@ import torch
 
 from harvest.models import DTYPES, LoadedModel, read_config
 from harvest.plan import Plan
-from harvest.store import Location
+from harvest.store import Location, check_extends, images_there
 from harvest.units import duration, size
 
 _BYTES = {"none": None, "int8": 1.0, "nf4": 0.53}
@@ -22,9 +22,11 @@ _REACHED = 0.5
 
 
 class Estimate(NamedTuple):
-    """What a harvest takes.
+    """What a harvest takes, or what is left of it where its store is there.
 
     Attributes:
+        images: images that the store lacks.
+        sites: sites that it lacks.
         rows: activation vectors, over all sites.
         store_bytes: activations and pictures on the disk, before compression.
         model_bytes: weights of the parts that are in memory at the same time.
@@ -34,6 +36,8 @@ class Estimate(NamedTuple):
         free: bytes left on the disk, or None for a URL.
     """
 
+    images: int
+    sites: tuple[str, ...]
     rows: int
     store_bytes: int
     model_bytes: int
@@ -49,10 +53,23 @@ def estimate(plan: Plan, model: LoadedModel) -> Estimate:
     Args:
         plan: what it will make.
         model: loaded with `parts="none"`.
+
+    Raises:
+        ValueError: the store there holds something else.
     """
     config, spec = plan.config, plan.spec
+    there, added = 0, tuple(spec.sites)
+    if plan.there is not None:
+        check_extends(plan.there, spec, plan.part)
+        there = images_there(plan.there)
+        added = tuple(site for site in spec.sites if site not in plan.there.sites)
+    missing = spec.images - there
+    # Sites: images that are made for it.
+    counts = {site: spec.images if site in added else missing for site in spec.sites}
+    rows = {site: count * spec.steps * spec.sites[site][0] for site, count in counts.items()}
     per_image = sum(tokens * d for tokens, d in spec.sites.values()) * spec.steps * 2
-    pictures = 0 if spec.picture is None else spec.images * prod(spec.picture) * 3
+    stored = sum(rows[site] * spec.sites[site][1] * 2 for site in spec.sites)
+    pictures = 0 if spec.picture is None else missing * prod(spec.picture) * 3
     parameters = _parameters(model.folder)
     whole = DTYPES[config.dtype].itemsize
     quantized = {"transformer": config.quantize, "text_encoder_2": config.quantize_text}
@@ -64,12 +81,15 @@ def estimate(plan: Plan, model: LoadedModel) -> Estimate:
     image = sum(weights.values()) - text
     tokens = prod(spec.grid) + config.max_sequence_length
     flops = _flops(model.pipe.transformer, parameters["transformer"], tokens)
-    flops *= config.steps * spec.images
+    flops *= config.steps * (spec.images if added else missing)
+    shard = min(config.images_per_shard, spec.images)
     return Estimate(
-        rows=sum(tokens for tokens, _ in spec.sites.values()) * spec.steps * spec.images,
-        store_bytes=per_image * spec.images + pictures,
+        images=missing,
+        sites=added,
+        rows=sum(rows.values()),
+        store_bytes=stored + pictures,
         model_bytes=int(max(text, image) if config.offload == "text" else text + image),
-        buffer_bytes=2 * (config.batch + config.images_per_shard) * per_image,
+        buffer_bytes=2 * (min(config.batch, shard) + shard) * per_image,
         flops=flops,
         seconds=flops / (_REACHED * _matmul_rate(model.place, DTYPES[config.dtype])),
         free=Location(config.out).free(),
@@ -81,10 +101,15 @@ def in_words(expected: Estimate, plan: Plan) -> str:
     config, spec = plan.config, plan.spec
     compressed = " before compression" if config.compress != "none" else ""
     left = "" if expected.free is None else f" ({size(expected.free)} are free)"
+    images, sites = f"{expected.images:,}", _some(len(spec.sites), "site")
+    if plan.there is not None:
+        images = f"{expected.images:,} more, {spec.images:,} in all,"
+        if expected.sites:
+            sites += f", {', '.join(expected.sites)} added"
     lines = [
-        f"{Location(config.out)}: not made (--dry-run)",
-        f"  images   {spec.images:,} of {_some(spec.denoising_steps, 'step')}, {spec.steps} kept",
-        f"  rows     {expected.rows:,} at {_some(len(spec.sites), 'site')}",
+        f"{Location(config.out)}: not {'made' if plan.there is None else 'added to'} (--dry-run)",
+        f"  images   {images} of {_some(spec.denoising_steps, 'step')}, {spec.steps} kept",
+        f"  rows     {expected.rows:,} at {sites}",
         f"  disk     {size(expected.store_bytes)}{compressed}{left}",
         f"  memory   {size(expected.model_bytes)} of weights, {size(expected.buffer_bytes)} of activations at most",
         f"  time     about {duration(expected.seconds)} on one {config.device} in {config.dtype} (from its speed at one matrix product)",

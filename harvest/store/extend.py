@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harvest.store.layout import GROUP, empty_files, group_file
 from harvest.store.location import Location, first_line
 from harvest.store.read import Store, open_store
@@ -44,28 +46,45 @@ def extend_store(path: str | Path, spec: StoreSpec, part_of: PartOf) -> StoreWri
     store = existing_store(place)
     if store is None or (PASS not in store.attrs and _same(store.fingerprint, spec)):
         return create_store(path, spec)
-    stages = stages_of(store)
-    target = fingerprint(spec.content())
-    if target != list(stages)[-1]:
-        _expect_larger(store, stages, spec)
-        for number, (name, stage) in enumerate(stages.items()):
-            part = part_of(stage["images"], stage["sites"])
-            if _same(name, part):
-                continue
-            if number == 0:
-                refuse_other(place, part)
-            raise ValueError(
-                f"{place} has an unfinished pass to {stage['images']} images of other prompts or settings; "
-                "run its own command again first"
-            )
-        stages[target] = {"images": spec.images, "sites": list(spec.sites)}
-    elif store.attrs[PASS][READY]:
+    stages = check_extends(store, spec, part_of)
+    if store.attrs.get(PASS, {}).get("stages") == stages and store.attrs[PASS][READY]:
         return StoreWriter(place, spec)
     try:
         _prepare(place, store, spec, stages)
     except place.errors as error:
         raise OSError(f"the store {place} cannot be added to: {first_line(error)}") from error
     return StoreWriter(place, spec)
+
+
+def check_extends(store: Store, spec: StoreSpec, part_of: PartOf) -> dict[str, dict[str, Any]]:
+    """Check that a spec is that of a store or adds to it, and to what an unfinished pass is adding.
+
+    Args:
+        store: the store.
+        spec: what it is to hold in the end.
+        part_of: see `extend_store`.
+
+    Returns:
+        as `stages_of`, with `spec` as the last one.
+
+    Raises:
+        ValueError: it does not; the field and both values are named.
+    """
+    stages, target = stages_of(store), fingerprint(spec.content())
+    if target == list(stages)[-1]:
+        return stages
+    _expect_larger(store, stages, spec)
+    for number, (name, stage) in enumerate(stages.items()):
+        part = part_of(stage["images"], stage["sites"])
+        if _same(name, part):
+            continue
+        if number == 0:
+            refuse_other(store.place, part)
+        raise ValueError(
+            f"{store.path} has an unfinished pass to {stage['images']} images of other prompts or settings; "
+            "run its own command again first"
+        )
+    return stages | {target: {"images": spec.images, "sites": list(spec.sites)}}
 
 
 def existing_store(place: Location) -> Store | None:
@@ -80,6 +99,12 @@ def stages_of(store: Store) -> dict[str, dict[str, Any]]:
     """Fingerprint -> images and sites: of the store as readers see it and, last, of what an unfinished pass is to make of it."""
     own = {"images": store.images, "sites": list(store.sites)}
     return dict(store.attrs.get(PASS, {}).get("stages", {store.fingerprint: own}))
+
+
+def images_there(store: Store) -> int:
+    """How many images are done, those that an unfinished pass has added included."""
+    done: Any = store.group["images/done"]
+    return int(np.asarray(done[:], bool).sum())
 
 
 def _same(digest: str, spec: StoreSpec) -> bool:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from harvest.store.bfloat16 import finite
 from harvest.store.read import Store
-from harvest.store.schema import fingerprint, stamp
+from harvest.store.schema import PASS, fingerprint, stamp
 from harvest.store.statistics import STATISTICS, summarize
 
 _TOLERANCE = 1e-9
@@ -30,7 +30,7 @@ def verify_store(store: Store, *, progress: bool = True) -> list[str]:
     files; that activations are finite; that the statistics are those of the activations (counts of
     norms, smallest and largest values exactly, sums up to 1e-9); that the fingerprint is that of the
     attributes, prompts and seeds. Shards that are not finished are left alone: a harvest makes them
-    again. At most one shard of one site is in memory.
+    again, and so are the rows of one that an unfinished pass was adding images to. At most one shard of one site is in memory.
 
     A damaged shard is made again by the same harvest command once its file `images/done/c/<shard>`
     is deleted.
@@ -75,6 +75,8 @@ class _Scan:
         }
         self.files = {name: set(store.place.files(name)) for name in self.arrays}
         self.values: dict[str, np.ndarray] = {}
+        stages = store.attrs.get(PASS, {}).get("stages", {})
+        self.stages = {stamp(name): stage["images"] for name, stage in stages.items()}
 
     def small_arrays(self) -> list[str]:
         """Read the arrays that are small, block by block; keeps the marks that could be read."""
@@ -99,23 +101,24 @@ class _Scan:
     def marks(self) -> list[str]:
         """Compare done flags with stamps; a stamp without flags is where a harvest was interrupted."""
         problems = []
-        own = np.uint64(stamp(self.store.fingerprint))
+        own = {stamp(self.store.fingerprint), *self.stages}
         for shard in range(self.shards):
             flags = self._done()[self.images(shard)] != 0
             mark = self._stamps()[shard]
             if flags.any() and not flags.all():
                 missing = self.images(shard).start + int(np.argmin(flags))
                 problems.append(f"{self.name(shard)} is done in part: image {missing} is not")
-            if flags.any() and mark == 0:
+            if flags.any() and mark == 0 and not self.stages:
                 problems.append(f"{self.name(shard)} is marked done, but has no stamp")
-            elif mark not in (0, own):
+            elif int(mark) not in (0, *own):
                 problems.append(f"{self.name(shard)} was written for another store")
         return problems
 
     def finished(self) -> list[int]:
         """Shards of which any image is marked done."""
         done = self._done()
-        return [n for n in range(self.shards) if done[self.images(n)].any()]
+        cut = [bool(self.stages) and mark == 0 for mark in self._stamps()]
+        return [n for n in range(self.shards) if done[self.images(n)].any() and not cut[n]]
 
     def site(self, site: str, shard: int) -> list[str]:
         """Activations and statistics of one shard, each read and both compared."""
@@ -175,9 +178,10 @@ class _Scan:
         return sum(self.nbytes(name, shard) for name in [*names, "images/picture"])
 
     def images(self, shard: int) -> slice:
-        """The images of a shard."""
+        """The images of a shard, those that an unfinished pass has added included."""
         start = shard * self.per_shard
-        return slice(start, min(start + self.per_shard, self.store.images))
+        images = self.stages.get(int(self._stamps()[shard]), self.store.images)
+        return slice(start, min(start + self.per_shard, max(images, self.store.images)))
 
     def name(self, shard: int) -> str:
         """A shard and its images, in words."""
@@ -278,7 +282,9 @@ class _Scan:
             found = fingerprint(store.content())
             numbers = store.step_numbers.tolist()
             positions = {
-                stream: np.asarray(self.arrays[f"images/picked_{stream}"][:], "<i4").tobytes()
+                stream: np.asarray(
+                    self.arrays[f"images/picked_{stream}"][: store.images], "<i4"
+                ).tobytes()
                 for stream in store.attrs["positions"]
             }
             places = np.asarray(self.arrays["tokens/img"][:])

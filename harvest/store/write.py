@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from harvest.store.schema import (
 from harvest.store.statistics import summarize
 from harvest.units import size
 
+_SETTINGS = threading.Lock()
 _SHORT = 120
 """Characters of a value that are shown in an error."""
 
@@ -262,7 +264,8 @@ class StoreWriter:
 
     def _array(self, name: str) -> Any:
         # Zeros are written too, so that a missing file always means a loss.
-        with zarr.config.set({"array.write_empty_chunks": True}):
+        # zarr's settings are those of all threads.
+        with _SETTINGS, zarr.config.set({"array.write_empty_chunks": True}):
             return self._group[name]
 
     def _refuse(self, bits: Mapping[str, np.ndarray], start: int) -> None:
@@ -298,11 +301,15 @@ def refuse_other(path: Path | Location, spec: StoreSpec) -> None:
     store = open_store(str(path))
     content = spec.content()
     if store.fingerprint != fingerprint(content):
-        found = first_difference(store.content(), content)
+        old = store.content()
+        if old["prompts"] != content["prompts"]:  # what follows from them says less
+            derived = dict.fromkeys(("prompts_sha256", "words"))
+            old, content = old | derived, content | derived
+        found = first_difference(old, content)
         sites = list(store.sites), list(spec.sites)
         if sites[0] != sites[1] and max(map(len, map(json.dumps, sites))) <= _SHORT:
             found = ("sites", *sites)
-        name, old, new = found or ("fingerprint", store.fingerprint, fingerprint(content))
+        name, old, new = found or ("fingerprint", store.fingerprint, fingerprint(spec.content()))
         raise ValueError(
             f"{path} holds a store with {name} = {short(old)}, but {short(new)} was asked for; "
             "use the same settings to go on with it, or another --out"

@@ -49,5 +49,5 @@ def same_files(left, right):
         {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
         for root in (left, right)
     ]
-    assert files[0].keys() == files[1].keys()
+    assert sorted(files[0].keys() ^ files[1].keys()) == []
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
