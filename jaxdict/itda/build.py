@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -178,32 +179,33 @@ def save(checkpoints: Checkpoints, build: Build) -> None:
     checkpoints.save(build.total, arrays, facts)
 
 
-def stored(checkpoints: Checkpoints, d: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and facts of the newest checkpoint, for atoms of width d."""
+def stored(
+    checkpoints: Checkpoints, d: int, *, place: Callable[[np.ndarray], Any] = np.asarray
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and facts of the newest checkpoint, for atoms of width d; `place` says where the large ones go."""
     facts = checkpoints.facts()
     capacity = facts["capacity"]
-    template: dict[str, Any] = {
-        "unit": np.zeros((capacity, d), np.float32),
-        "source": np.zeros((capacity, 3), np.int32),
-    }
+    shapes = {"unit": (capacity, d)}
     if facts["gram"]:
-        template["gram"] = np.zeros((capacity, capacity), np.float32)
+        shapes["gram"] = (capacity, capacity)
     if facts["d_out"] is not None:
-        template["partner"] = np.zeros((capacity, facts["d_out"]), np.float32)
-    arrays, _ = checkpoints.restore(template)
-    return arrays, facts
+        shapes["partner"] = (capacity, facts["d_out"])
+    template = {
+        name: jax.ShapeDtypeStruct(shape, np.dtype(np.float32)) for name, shape in shapes.items()
+    }
+    template["source"] = jax.ShapeDtypeStruct((capacity, 3), np.dtype(np.int32))
+    places = dict.fromkeys(shapes, place) | {"source": np.asarray}
+    return checkpoints.restore(template, place=places)
 
 
 def restore(checkpoints: Checkpoints, d: int) -> Build:
     """The build of the newest checkpoint."""
-    arrays, facts = stored(checkpoints, d)
-    unit = jnp.asarray(arrays["unit"])
-    gram = jnp.asarray(arrays["gram"]) if facts["gram"] else None
-    target = jnp.asarray(arrays["partner"]) if facts["d_out"] is not None else None
+    arrays, facts = stored(checkpoints, d, place=jnp.array)
+    unit, gram, target = arrays["unit"], arrays.get("gram"), arrays.get("partner")
     return Build(
         GrowingAtoms(PreparedAtoms(unit, jnp.ones(len(unit), unit.dtype), gram), target),
         facts["m"],
-        np.array(arrays["source"]),
+        arrays["source"],
         facts["threshold"],
         facts["batch"],
         facts["total"],

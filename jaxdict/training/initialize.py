@@ -24,11 +24,13 @@ def random_state(member: Member, normalizations: Normalizations) -> TrainState:
         None if one is None else jnp.asarray(one.center, jnp.float32) for one in normalizations
     )
     assert mean is not None
+    with jax.ensure_compile_time_eval():  # numbers, also where only the shapes of a state are asked for
+        step_config = sweep.step_config_of(member)
     return initial_state(
         jax.random.key(member.config.seed),
         member.resolved.m,
         mean=mean,
-        step_config=sweep.step_config_of(member),
+        step_config=step_config,
         out_mean=out_mean,
     )
 
