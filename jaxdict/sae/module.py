@@ -170,7 +170,16 @@ class SAE(nnx.Module):
         )
 
     def encode(self, x: Float[Array, "n d"]) -> Codes:
-        """Codes of rows, sorted by value; empty slots are (0, 0.0)."""
+        """Codes of rows, sorted by value; empty slots are (0, 0.0).
+
+        Raises:
+            ValueError: not rows [n, d] of the width that it reads.
+        """
+        d = self.params.encoder.shape[1]
+        if x.ndim != 2 or x.shape[1] != d:
+            raise ValueError(
+                f"expected rows [n, {d}], got {list(x.shape)}; give one activation a row"
+            )
         normalizer = _normalizer(self.normalizer)
         return kinds.encode(
             self.params, x if normalizer is None else normalize(normalizer, x), self.k
