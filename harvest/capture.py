@@ -58,7 +58,7 @@ class Capture:
         self._slots = {number: slot for slot, number in enumerate(kept)}
         self._last = max(self._slots)
         self._stop = stop
-        self._missing = len(sites)
+        self._missing = set(sites)
         self._picked: dict[str, Tensor] = {}
         self._signature = inspect.signature(self._transformer.forward)
         self._sites = {name: parse_site(name) for name in sites}
@@ -111,11 +111,16 @@ class Capture:
             two calls later: copy what must outlive that.
 
         Raises:
-            RuntimeError: the last kept forward pass has not happened yet.
+            RuntimeError: the last kept forward pass has not happened yet, or left a site out.
         """
         if self._step < self._last or (not self._stop and self._step + 1 != self._steps):
             raise RuntimeError(
                 f"expected {self._steps} forward passes, got {self._step + 1}; run a whole image"
+            )
+        if self._missing:
+            raise RuntimeError(
+                f"expected the transformer to call the block of {min(self._missing)} as a module, but it did not; "
+                "run it as diffusers made it"
             )
         self.reset()
         if any(buffer.is_pinned() for buffer in self._buffers.values()):
@@ -127,7 +132,7 @@ class Capture:
     def reset(self) -> None:
         """Forget a half-made image, after an error inside the pipeline."""
         self._step = -1
-        self._missing = len(self._sites)
+        self._missing = set(self._sites)
 
     def keep(self, name: str, value: Tensor) -> None:
         """Copy the rows of a site at the current step, [image, token, d]."""
@@ -144,7 +149,7 @@ class Capture:
             self._buffers[name] = buffer
         buffer[self._slots[self._step]].copy_(value.detach(), non_blocking=True)
         if self._step == self._last:
-            self._missing -= 1
+            self._missing.discard(name)
             if self._stop and not self._missing:
                 raise Enough
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,23 +18,27 @@ class CallState:
     """The transformer's current call: its step, and where its tokens are.
 
     Attributes:
+        unread: sites whose module no call has called so far; None before the first call.
         text: length of the text, in tokens.
         places: long [image tokens, 3], (image, y, x) of each image token, or None if the call did
             not give them.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, sites: Iterable[str]) -> None:
         """Start empty, before the first call."""
+        self._sites = sites
         self._pipe = pipe
         self._signature = inspect.signature(unwrapped(pipe.transformer).forward)
         self._timestep: Tensor | None = None
         self._step: int | None = None
+        self.unread: set[str] | None = None
         self.text = 0
         self.places: Tensor | None = None
 
     def read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Take in a call, as forward pre-hook of the transformer."""
         call = self._signature.bind_partial(*args, **kwargs).arguments
+        self.unread = set(self._sites) if self.unread is None else self.unread
         self._timestep, self._step = call.get("timestep"), None
         text, places = call.get("encoder_hidden_states"), call.get("img_ids")
         self.text = 0 if text is None else text.shape[1]

@@ -51,7 +51,7 @@ def intervening(pipe: Any, interventions: Mapping[str, Intervention]) -> Iterato
             f"expected a FLUX pipeline with a transformer, got {type(pipe).__name__}; "
             "of a loaded model give model.pipe"
         )
-    state = CallState(pipe)
+    state = CallState(pipe, interventions)
     with ExitStack() as stack:
 
         def attach(handle: Any) -> None:
@@ -64,6 +64,12 @@ def intervening(pipe: Any, interventions: Mapping[str, Intervention]) -> Iterato
             hook = _hook(site, intervention, state)
             attach(module.register_forward_hook(hook, with_kwargs=True))
         yield
+    if state.unread:
+        warnings.warn(
+            f"nothing was changed at {', '.join(sorted(state.unread))}, as the transformer did not call "
+            "its block as a module; run it as diffusers made it",
+            stacklevel=5,
+        )
 
 
 @contextmanager
@@ -186,6 +192,8 @@ def _hook(site: Site, intervention: Intervention, state: CallState) -> Callable[
         return torch.cat([text, rows] if site.stream == "img" else [rows, image], dim=1)
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if state.unread:
+            state.unread.discard(str(site))
         rows = take(output)
         seen = rows
         if site.kind == "update":

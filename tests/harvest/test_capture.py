@@ -1,5 +1,7 @@
 """Capture: every kind of site against the tensors that neighbouring modules really saw, in both layouts."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -243,6 +245,19 @@ def test_a_wrong_number_of_steps_is_noticed(transformer):
         call(transformer)
         call(transformer)
         assert capture.take()["double.0.img"].shape[1] == 2
+
+
+def test_a_block_that_is_not_called_is_told(transformer):
+    blocks = transformer.transformer_blocks
+    other = deepcopy(blocks[1])
+    with Capture(transformer, ["double.0.img", "double.1.img"], steps=1) as capture:
+        hooked, blocks[1] = blocks[1], other
+        try:
+            call(transformer)
+        finally:
+            blocks[1] = hooked
+        with pytest.raises(RuntimeError, match=r"call the block of double\.1\.img as a module"):
+            capture.take()
 
 
 def test_a_site_the_model_lacks_is_refused(transformer):

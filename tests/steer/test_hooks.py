@@ -4,6 +4,7 @@ behind."""
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -257,6 +258,18 @@ def test_a_site_that_the_dictionary_was_not_trained_on_is_warned_of(pipe, draw, 
         with pytest.warns(UserWarning, match=other.format(site)) as told, context():
             draw(steps=1)
         assert told[0].filename == __file__
+
+
+def test_a_block_that_is_not_called_is_warned_of(pipe, draw, coder):
+    blocks = pipe.transformer.transformer_blocks
+    other = deepcopy(blocks[1])
+    told = pytest.warns(UserWarning, match=r"nothing was changed at double\.1\.img, as")
+    with told, steering(pipe, coder, Edit(3)), watching(pipe, "double.0.img"):
+        hooked, blocks[1] = blocks[1], other
+        try:
+            draw(steps=1)
+        finally:
+            blocks[1] = hooked
 
 
 def test_no_hook_stays_behind(pipe, draw, coder, hook_count):

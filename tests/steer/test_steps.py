@@ -71,7 +71,7 @@ def test_a_loop_after_an_interrupted_picture_reads_its_own_steps(pipe, draw, rea
 
 def steps_told(pipe, dtype):
     """The step of a call at each timestep of the scheduler, made as pipelines make it."""
-    state = CallState(pipe)
+    state = CallState(pipe, [])
     for timestep in pipe.scheduler.timesteps:
         pipe._current_timestep = timestep
         state.read(pipe.transformer, (), {"timestep": timestep[None].to(dtype) / 1000})
