@@ -96,6 +96,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harvest.prompts",
     ),
     "jaxdict.evaluate": (
+        "harvest.tensors",
         "harvest.atomic",
         "harvest.flags",
         "harvest.sites",
@@ -142,6 +143,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harvest.sites",
         "steer.config",
         "harvest.models",
+        "harvest.prompts",
         "steer.edits",
         "steer.coder",
     ),
@@ -168,6 +170,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "jaxdict.itda",
     ),
     "jaxdict.export": (
+        "harvest.tensors",
+        "jaxdict.codes",
         "harvest.atomic",
         "harvest.flags",
         "jaxdict.flags",

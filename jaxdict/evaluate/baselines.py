@@ -19,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from harvest.tensors import aligned
 from jaxdict.devices import FULL_PRECISION
 from jaxdict.dictionary import Dictionary
 from jaxdict.metrics import BatchReport, Measurement, batch_sums, measure_blocks, row_sums
 from jaxdict.rows import Source, fit, floats, image_rows
 
 _FLOOR = 1e-6
+_ATOMS = 1024
+"""Atoms that are scaled at a time."""
 
 
 class BaselineFit(NamedTuple):
@@ -98,8 +101,10 @@ def random_dictionary(fitted: BaselineFit, *, m: int, k: int, seed: int = 0) -> 
         Kind itda: Gaussian atoms of unit norm in standardized space, encoded by gradient pursuit,
         so that the numbers show what random atoms can do, not what a poor encoder can.
     """
-    atoms = np.random.default_rng(seed).standard_normal((m, len(fitted.mean)), np.float32)
-    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    atoms = aligned((m, len(fitted.mean)), np.float32)
+    np.random.default_rng(seed).standard_normal(dtype=np.float32, out=atoms)
+    for part in np.array_split(atoms, -(-m // _ATOMS)):
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
     mean, std = fitted.mean.astype(np.float32), fitted.std.astype(np.float32)
     return Dictionary(
         *("itda", k, atoms),
