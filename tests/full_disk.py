@@ -31,7 +31,9 @@ def refused(words: list[str], size: int, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert ended.value.code == 2, said
     assert "Traceback" not in said, said
-    [line] = [line for line in said.splitlines() if line.startswith("jaxdict: ")]
+    assert said.count("jaxdict: ") == 1, said
+    line = said.partition("jaxdict: ")[2].strip()
+    assert "\n" not in line, line
     assert "File too large" in line or "No space left" in line, line
     return line
 
