@@ -10,7 +10,7 @@ import tyro.conf
 
 from harvest.flags import at_least, expect, one_of
 
-MEMORY_MB = 128
+MEMORY_MB = 64
 """Memory, in MB, that what is dense in the atoms may take while rows are encoded."""
 
 

@@ -113,7 +113,6 @@ def _fold_run(
             rows,
             normalization=fitted.site,
             target=fitted.target,
-            memory_mb=MEMORY_MB,
         ),
         "training": {
             "rows": step * config.data.batch,

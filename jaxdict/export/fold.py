@@ -15,9 +15,11 @@ folding is done in float64 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,7 +40,7 @@ from jaxdict.sae import SAEParams, kinds
 
 _ATOMS = 1024
 """Atoms that are folded at a time, so that their float64 copies take little memory."""
-_DENSE = 2**24
+_DENSE = 2**23
 """Pre-activations of the model that are held at a time."""
 
 
@@ -122,7 +124,6 @@ def folding_error(
     normalization: Normalization,
     target: Normalization | None = None,
     batch: int = 4096,
-    memory_mb: int = 512,
 ) -> dict[str, Any]:
     """How far the folded dictionary is from the model it was folded from, both in float32.
 
@@ -133,7 +134,6 @@ def folding_error(
         normalization: of the rows that are read.
         target: of a transcoder, the normalization of the rows it rebuilds.
         batch: rows at a time.
-        memory_mb: memory, in MB, that what is dense in the atoms may take.
 
     Returns:
         rows; relative, sqrt(sum ||y_hat' - y_hat||^2 / sum ||y - mean||^2) for raw rows y that are
@@ -141,6 +141,12 @@ def folding_error(
         slots that hold the same feature (two features within rounding of each other at the k-th
         place may change places, one within rounding of its threshold may be lost).
     """
+    # Compiled, since by itself the product would first copy the encoder, transposed.
+    compiled = jax.jit(kinds.encode, static_argnums=2)
+
+    def model(z: Any) -> Codes:
+        return compiled(params, z, int(dictionary.k))
+
     normalizer, out = to_device(normalization), to_device(target or normalization)
     far, spread, same, active, count = 0.0, 0.0, 0, 0, 0
     center = _raw_mean(target or normalization)
@@ -150,9 +156,9 @@ def folding_error(
         for start in range(0, len(every), batch):
             part = every[start : start + batch]
             x, y = jnp.asarray(part[:, : some.d]), part[:, -dictionary.d_out :]
-            codes = _model_codes(params, normalize(normalizer, x), int(dictionary.k))
+            codes = _in_pieces(model, normalize(normalizer, x), dictionary.m)
             y_hat = denormalize(out, kinds.decode(params, codes))
-            folded = coder.encode(dictionary, x, memory_mb=memory_mb)
+            folded = _in_pieces(partial(coder.encode, dictionary), x, dictionary.m)
             again = coder.decode(dictionary, folded)
             far += _squares(np.asarray(again - y_hat).astype(np.float64))
             spread += _squares(y.astype(np.float64) - center)
@@ -167,10 +173,10 @@ def folding_error(
     }
 
 
-def _model_codes(params: SAEParams, z: Any, k: int) -> Codes:
-    """Codes of normalized rows by the model, some rows after others."""
-    size = max(1, _DENSE // len(params.atoms))
-    parts = [kinds.encode(params, z[i : i + size], k) for i in range(0, len(z), size)]
+def _in_pieces(encode: Callable[[Any], Any], rows: Any, m: int) -> Codes:
+    """Codes of rows, some after others."""
+    size = max(1, _DENSE // m)
+    parts = [encode(rows[i : i + size]) for i in range(0, len(rows), size)]
     return Codes(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
