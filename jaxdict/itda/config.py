@@ -74,6 +74,8 @@ class TrainITDAConfig:
     """Newest checkpoints that are kept."""
     resume: bool = field(default=False, metadata=FREE_ON_RESUME)
     """Go on from the newest checkpoint in --out (a run with other settings or another store is refused)."""
+    verify: bool = field(default=True, metadata={**FREE_ON_RESUME, ABSENT: True})
+    """With --resume, whether the checkpoint has to have the hashes written with it; --no-verify reads it as it is."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""

@@ -102,7 +102,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     started = time.perf_counter()
 
     with (
-        Checkpoints(config.out, keep=config.keep) as checkpoints,
+        Checkpoints(config.out, keep=config.keep, verify=config.verify) as checkpoints,
         stop_signals() as stop,
         ExitStack() as stack,
     ):

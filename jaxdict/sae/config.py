@@ -275,6 +275,8 @@ class RunConfig:
     resume: bool = field(default=False, metadata=FREE_ON_RESUME)
     """Go on from the newest checkpoint in --out, to as many --rows as before or more; other settings or another
     store are refused."""
+    verify: bool = field(default=True, metadata={**FREE_ON_RESUME, ABSENT: True})
+    """With --resume, whether the checkpoint has to have the hashes written with it; --no-verify reads it as it is."""
 
     def check(self) -> None:
         """Check each field on its own."""

@@ -66,7 +66,8 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     held_out = read_held_out(groups, store, normalizations)
     started, measured = time.perf_counter(), {}
 
-    with Checkpoints(config.out, keep=run.keep) as checkpoints, stop_signals() as stop:
+    opened = Checkpoints(config.out, keep=run.keep, verify=run.verify)
+    with opened as checkpoints, stop_signals() as stop:
         if found and checkpoints.latest is not None:
             _restore(trainers, checkpoints)
         else:
