@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test slow lint format bench bench-peers clean
+.PHONY: setup demo test test-lowest test-newest slow lint format bench bench-peers clean
 
 setup: .venv/.ready
 
@@ -21,6 +21,22 @@ demo: setup
 # files in their order, for the last of them are short ones.
 test: setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The suite on the oldest and on the newest releases that pyproject.toml allows, each in an environment of its own.
+# torch stays the one of constraints.txt; TORCH=torch takes the newest, TORCH=torch==2.6.0 the oldest.
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+
+test-lowest test-newest: test-%: .venv-%/.ready
+	@.venv-$*/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+.venv-lowest/.ready: RESOLUTION = lowest-direct
+.venv-newest/.ready: RESOLUTION = highest
+.venv-lowest/.ready .venv-newest/.ready: .venv-%/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-$* (a few minutes the first time)"
+	@$(PYTHON) -m venv --clear .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check uv '$(TORCH)'
+	@.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION) '$(TORCH)' --editable '.[flux,interp,cloud,data,dev]'
+	@touch $@
 
 slow: setup
 	@$(BIN)/python -m pytest -m slow
@@ -49,4 +65,4 @@ bench-peers: setup .venv-peers/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers runs build *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .venv-peers runs build *.egg-info
