@@ -75,7 +75,8 @@ def _measure(
                 fill(writer, plan, model, shards=writer.pending())
 
         runs[name] = run
-    config, spec, _ = make_plan(next(iter(stores.values())), model)
+    plan = make_plan(next(iter(stores.values())), model)
+    config, spec = plan.config, plan.spec
 
     def bare() -> np.ndarray:
         """The pipeline alone, in the same batches."""

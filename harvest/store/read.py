@@ -288,10 +288,11 @@ class Store:
         shapes |= {f"images/{name}": (self.images,) for name in ("prompt", "seed", "split", "done")}
         for name, shape in shapes.items():
             found = self._array(name).shape if name in self.group else None
-            longer = PASS in self.attrs and found is not None and found[0] > shape[0]
-            if found != tuple(shape) and not (longer and found[1:] == tuple(shape[1:])):
+            wanted = tuple(shape)
+            longer = found is not None and found[0] > wanted[0] and found[1:] == wanted[1:]
+            if found != wanted and not (longer and PASS in self.attrs):
                 raise ValueError(
-                    f"{self.path} is mixed or damaged: expected {name} of shape {tuple(shape)}, "
+                    f"{self.path} is mixed or damaged: expected {name} of shape {wanted}, "
                     f"got {found}; harvest it again into a new folder"
                 )
         marks = [

@@ -78,7 +78,9 @@ def inspect_store(config: InspectConfig, path: str) -> dict[str, Any]:
     result["sites"] = table
 
     if config.spectrum or config.plot:
-        print_padding([source_of(store, site, split="all", padding=config.padding) for site in sites])
+        print_padding(
+            [source_of(store, site, split="all", padding=config.padding) for site in sites]
+        )
         spectra = _spectra(store, sites, config)
         for site, one in spectra.items():
             table[site]["spectrum"] = {"rows": one.rows, "shares": _shares(one)}
