@@ -14,7 +14,8 @@ from harvest.flags import expect
 class HarvestConfig:
     """Run a FLUX pipeline over prompts and keep the activations of chosen sites in a store.
 
-    The same command on the same --out goes on with a run that was cut off.
+    The same command on the same --out goes on with a run that was cut off. Larger --images, or other --sites, add to a store
+    that is finished.
     """
 
     EXAMPLE: ClassVar[str] = (
@@ -23,11 +24,11 @@ class HarvestConfig:
     )
 
     out: Path
-    """Folder of the store, or its URL such as s3://bucket/prefix; an unfinished harvest with the same settings is resumed."""
+    """Folder of the store, or its URL such as s3://bucket/prefix; an unfinished harvest with the same settings is resumed, a finished one takes more images and sites."""
     model: str = "shapes"
     """The embedded model (shapes), a folder with a FLUX pipeline, or a hub id."""
     sites: tuple[str, ...] = ("double.2.img",)
-    """Sites to read, names or globs: double.2.img, 'single.*.txt', double.0.img.mlp (also .attn, .update)."""
+    """Sites to read, names or globs: double.2.img, 'single.*.txt', double.0.img.mlp (also .attn, .update). Those that the store lacks are added to it."""
     capture_steps: str = "all"
     """Denoising steps whose activations are kept, numbered from 0: all, or for instance 0,2."""
     tokens_per_image: int = 0
@@ -37,7 +38,7 @@ class HarvestConfig:
     prompt_column: str = "prompt"
     """Field or column that holds the prompt in a .jsonl, .csv, .tsv, .json or .parquet file or a data set."""
     images: int = 0
-    """Images to make; prompts of a file are used in order and repeated as needed. 0 means each prompt of the file once, or 1000 captions."""
+    """Images to make; prompts of a file are used in order and repeated as needed. More than the store holds are added to it. 0 means each prompt of the file once, or 1000 captions, or as many as the store holds."""
     steps: int = 0
     """Denoising steps of each image. 0 means the model's own number (8 for shapes)."""
     seed: int = 0
@@ -75,7 +76,7 @@ class HarvestConfig:
     buffer_mb: float = 2048.0
     """Memory for activations that are not written yet, in MB; batches and shards are made to fit."""
     dry_run: bool = False
-    """Print rows, bytes and about how much memory and time it takes, and stop; no weights are loaded or fetched."""
+    """Print rows, bytes and about how much memory and time it takes (of a store that is there: what would be added), and stop; no weights are loaded or fetched."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the model."""

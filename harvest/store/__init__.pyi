@@ -12,8 +12,8 @@ from .extend import stages_of as stages_of
 from .extend import was as was
 from .extend import write_passes as write_passes
 from .location import Location as Location
+from .location import alone as alone
 from .location import first_line as first_line
-from .lock import alone as alone
 from .notes import padding_line as padding_line
 from .notes import print_split as print_split
 from .read import Store as Store
