@@ -34,7 +34,7 @@ class HarvestConfig:
     tokens_per_image: int = 0
     """Tokens of each stream that are kept of an image, drawn anew for each image from the seed. 0 means all."""
     prompts: str = "shapes"
-    """Where prompts come from: shapes (captions of the embedded world), a .txt, .jsonl, .csv, .tsv, .parquet or COCO .json file, or a data set of the hub (hf:owner/name)."""
+    """Where prompts come from: shapes (captions of the embedded world), a .txt, .jsonl, .csv, .tsv, .parquet or .json file (a list, or COCO's captions), or a data set of the hub (hf:owner/name)."""
     prompt_column: str = "prompt"
     """Field or column that holds the prompt in a .jsonl, .csv, .tsv, .json or .parquet file or a data set."""
     images: int = 0

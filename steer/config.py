@@ -179,6 +179,8 @@ class SteerConfig(PictureConfig):
         expect(self.feature >= 0, "feature", "0 or more", self.feature)
         expect(math.isfinite(self.value), "value", "a finite number", self.value)
         expect(bool(self.prompt.strip()), "prompt", "some text", self.prompt)
+        whole = not any("\ud800" <= one <= "\udfff" for one in self.prompt)
+        expect(whole, "prompt", "text in UTF-8", self.prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +199,8 @@ class SteerEvalConfig(PictureConfig):
 
     feature: tuple[int, ...]
     """Feature to steer; of several the best is chosen on the selection pictures."""
-    prompts: Path
-    """Held-out prompts: JSONL (or a JSON list) of records with prompt and, if you like, seed."""
+    prompts: str
+    """Held-out prompts, from any source that harvest reads; an object of a .jsonl or .json file may have a seed of its own."""
     wanted: str
     """What the object should become, such as colour=blue; pictures that have it are left out."""
     out: Path

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from harvest.atomic import write_json, write_text
 from harvest.models import LoadedModel
+from harvest.prompts import canonical, read_prompts
 from steer.coder import Coder
 from steer.config import SteerEvalConfig, parse_region, parse_tag
 from steer.control import random_directions
@@ -92,11 +93,11 @@ def evaluate_steering(config: SteerEvalConfig) -> dict[str, Any]:
         candidate on the selection pictures.
 
     Raises:
-        FileNotFoundError: the dictionary or the prompts do not exist.
-        ValueError: the model's pictures cannot be read back, a feature does not exist, or there are
+        FileNotFoundError: the dictionary does not exist.
+        ValueError: the prompts or the model's pictures cannot be read, a feature does not exist, or there are
             too few prompts.
     """
-    records = read_prompts(config.prompts, seed=config.seed)
+    records = read_records(str(config.prompts), seed=config.seed)
     coder = Coder.from_pretrained(config.dictionary, verify=config.verify)
     candidates = list(itertools.product(config.feature, config.value))
     if config.op == "ablate":
@@ -114,13 +115,13 @@ def evaluate_steering(config: SteerEvalConfig) -> dict[str, Any]:
     best, selection, chosen_on = candidates[0], [], set()
     if len(candidates) > 1:
         pool = _take(found, config.selection, config, purpose="to select on")
-        chosen_on = {unsteered.prompt for unsteered in pool}
+        chosen_on = {canonical(unsteered.prompt) for unsteered in pool}
         selection = evaluator.compare_candidates(pool, candidates)
         # Ties go to the gentler edit.
         top = max(selection, key=lambda row: (row["success"], row["changed"], -abs(row["value"])))
         best = (top["feature"], top["value"])
     feature, value = best
-    unseen = (unsteered for unsteered in found if unsteered.prompt not in chosen_on)
+    unseen = (unsteered for unsteered in found if canonical(unsteered.prompt) not in chosen_on)
     taken = _take(unseen, config.images, config, purpose="to report on")
     steered = evaluator.steer(taken, feature, value, label="steered")
     random = evaluator.steer(taken, feature, value, label="random direction", control=True)
@@ -147,42 +148,21 @@ def evaluate_steering(config: SteerEvalConfig) -> dict[str, Any]:
     return summary
 
 
-def read_prompts(path: Path, *, seed: int = 0) -> list[tuple[str, int]]:
-    """Read prompts and their seeds.
+def read_records(source: str, *, seed: int = 0) -> list[tuple[str, int]]:
+    """Prompts and their seeds, as `harvest.prompts.read_prompts` reads them, equal prompts included.
 
     Args:
-        path: JSONL or a JSON list, of {"prompt", "seed"} records or plain strings.
-        seed: plus its number, the seed of a record that has none.
+        source: a file, a data set, or shapes.
+        seed: plus its number, the seed of a prompt that has none.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: a line is no such record (the message says which), or there is none at all.
+        ValueError: the source cannot be read, or holds no prompt.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        whole = json.loads(text)
-        rows = whole if isinstance(whole, list) else [whole]
-    except json.JSONDecodeError:
-        rows = [line for line in text.splitlines() if line.strip()]
-    records = []
-    for number, row in enumerate(rows):
-        try:
-            value = (
-                json.loads(row) if isinstance(row, str) and row.lstrip().startswith("{") else row
-            )
-            value = {"prompt": value} if isinstance(value, str) else value
-            prompt, noise = value["prompt"], value.get("seed", seed + number)
-            if not isinstance(prompt, str) or not isinstance(noise, int):
-                raise TypeError
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError):
-            raise ValueError(
-                f'{path}: expected records such as {{"prompt": "a red circle", "seed": 3}}, '
-                f"got {str(row)[:80]!r} as record {number}"
-            ) from None
-        records.append((prompt, noise))
-    if not records:
-        raise ValueError(f"{path}: expected at least one prompt, found none")
-    return records
+    found = read_prompts(source, seed=seed, repeats=True).prompts
+    return [
+        (prompt.text, seed + number if prompt.seed is None else prompt.seed)
+        for number, prompt in enumerate(found)
+    ]
 
 
 class _Evaluator:

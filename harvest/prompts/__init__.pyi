@@ -4,4 +4,6 @@ from .prompts import prompts_hash as prompts_hash
 from .prompts import read_prompts as read_prompts
 from .prompts import split_of as split_of
 from .readers import Prompt as Prompt
+from .text import canonical as canonical
+from .text import half_surrogate as half_surrogate
 from .text_cache import TextCache as TextCache

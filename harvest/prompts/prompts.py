@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from harvest.prompts.readers import COLUMN, FILE_KINDS, FILES, Prompt, read_dataset
+from harvest.prompts.text import canonical
 
 _HUB = "hf:"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -45,11 +46,17 @@ class PromptList(NamedTuple):
 
 
 def read_prompts(
-    source: str, images: int = 0, *, seed: int = 0, prompt_column: str = COLUMN
+    source: str,
+    images: int = 0,
+    *,
+    seed: int = 0,
+    prompt_column: str = COLUMN,
+    repeats: bool = False,
 ) -> PromptList:
     """Read the prompts of a source, each once.
 
-    Prompts that differ in the amount of white space alone count as the same. Captions of the embedded
+    Prompts that differ in white space or in Unicode's ways to write the same text count as the same
+    (`harvest.prompts.canonical`). Files are UTF-8, or UTF-16 with a byte-order mark. Captions of the embedded
     world are kept as drawn, equal ones included, since caption i depends on `seed` and i only.
 
     Args:
@@ -59,7 +66,8 @@ def read_prompts(
             - a `.txt` file with a prompt a line;
             - a `.jsonl` file with an object a line, its prompt and perhaps its `labels`;
             - a `.csv` or `.tsv` file with a column of prompts, its other columns being labels;
-            - a `.json` file of captions in COCO's form (`annotations`, each with a `caption`);
+            - a `.json` file with a list of objects or texts, or of captions in COCO's form (`annotations`,
+              each with a `caption`);
             - a `.parquet` file with a column of prompts and perhaps one of `labels`
               (needs pyarrow);
             - `hf:owner/name`, `hf:owner/name/config` or `hf:owner/name:split`, a data set of
@@ -72,6 +80,7 @@ def read_prompts(
         prompt_column: field or column with the prompts, for all kinds but `shapes` and `.txt`.
             Where there is no `prompt`, the default also finds `caption` or `text`, if there is
             just one of them.
+        repeats: keep equal texts, each with its own seed.
 
     Returns:
         the prompts, at least one, and how many were left out.
@@ -87,20 +96,18 @@ def read_prompts(
     if kind in FILES and not source.startswith(_HUB) and not path.is_dir():
         if not path.is_file():
             raise ValueError(f"expected a file of prompts at {path}, but nothing is there")
-        try:
-            found = _unique(FILES[kind](path, prompt_column), images)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"expected {path} to be UTF-8 text, got {error.reason}") from error
+        rows = FILES[kind](path, prompt_column)
     elif path.is_file() and not source.startswith(_HUB):
         raise ValueError(f"expected prompts in a {FILE_KINDS}, got the file {path}; convert it")
     elif source.startswith(_HUB) or path.is_dir() or _HUB_NAME.fullmatch(source):
         place = str(path) if path.is_dir() else source.removeprefix(_HUB)
-        found = _unique(read_dataset(place, prompt_column), images)
+        rows = read_dataset(place, prompt_column)
     else:
         raise ValueError(
             f"expected prompts to be shapes, a {FILE_KINDS}, or a data set such as hf:owner/name, "
             f"got {source!r}"
         )
+    found = _kept(rows, images, repeats=repeats)
     if not found.prompts:
         raise ValueError(
             f"expected at least one prompt in {source}, got none: it is empty, or every row is blank"
@@ -122,7 +129,7 @@ def prompts_hash(texts: Sequence[str]) -> str:
 
 
 def split_of(prompt: str, validation: float) -> int:
-    """Split of a prompt, by its hash alone: the same prompt is in the same split everywhere.
+    """Split of a prompt, by the hash of its canonical form alone: the same prompt is in the same split everywhere.
 
     Args:
         prompt: its text.
@@ -131,7 +138,7 @@ def split_of(prompt: str, validation: float) -> int:
     Returns:
         0 for training, 1 for validation.
     """
-    digest = hashlib.sha256(prompt.encode()).digest()
+    digest = hashlib.sha256(canonical(prompt).encode()).digest()
     return int(int.from_bytes(digest[:8], "big") < validation * 2**64)
 
 
@@ -156,16 +163,16 @@ def _captions(images: int, seed: int) -> list[Prompt]:
     return [Prompt(draw.caption(scene), draw.labels(scene)) for scene in scenes]
 
 
-def _unique(rows: Iterable[Prompt | None], enough: int = 0) -> PromptList:
-    """Keep the first of equal prompts, until there are `enough`; None stands for a row without one."""
-    kept: dict[bytes, Prompt] = {}
+def _kept(rows: Iterable[Prompt | None], enough: int, *, repeats: bool) -> PromptList:
+    """Keep the first of equal prompts, or all, until there are `enough`; None stands for a row without one."""
+    kept: dict[Any, Prompt] = {}
     duplicates = blank = 0
     for prompt in rows:
         if prompt is None:
             blank += 1
             continue
         # Digests rather than texts: long texts that are left out do not stay in memory.
-        key = hashlib.sha256(" ".join(prompt.text.split()).encode()).digest()
+        key = len(kept) if repeats else hashlib.sha256(canonical(prompt.text).encode()).digest()
         if key in kept:
             duplicates += 1
             continue

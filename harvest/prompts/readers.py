@@ -1,4 +1,4 @@
-"""Readers of prompts: text, JSON lines, CSV, TSV, COCO captions, Parquet, and data sets of the hub.
+"""Readers of prompts: text, JSON lines and lists, CSV, TSV, COCO captions, Parquet, and data sets of the hub.
 
 One rule for all: a row whose prompt is missing or blank is given as None, for the caller to count; labels are
 an object from attributes to texts or numbers, and anything else called `labels` is left alone.
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from harvest.atomic import read_json
+from harvest.prompts.text import canonical, half_surrogate, lines_of
 
 COLUMN = "prompt"
-FILE_KINDS = ".txt, .jsonl, .csv, .tsv, .parquet or COCO .json file"
+FILE_KINDS = ".txt, .jsonl, .csv, .tsv, .parquet or .json file"
 """The files of `FILES`, for messages."""
 _OTHER_COLUMNS = ("caption", "text")
 _LONGEST = 2**31 - 1
@@ -32,10 +32,12 @@ class Prompt(NamedTuple):
     Attributes:
         text: the prompt itself.
         labels: attribute -> values, for example `{"colour": ["red"]}`; `{}` where unknown.
+        seed: seed of its picture's noise, which `steer-eval` takes from JSON objects; None where there is none.
     """
 
     text: str
     labels: dict[str, list[str]]
+    seed: int | None = None
 
 
 def read_dataset(source: str, column: str) -> Iterator[Prompt | None]:
@@ -97,61 +99,67 @@ def _column(names: Sequence[str], wanted: str, where: str) -> str:
 
 
 def _read_txt(path: Path, column: str) -> Iterator[Prompt | None]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for line in lines:
-            yield Prompt(line.strip(), {}) if line.strip() else None
+    for line in lines_of(path):
+        yield Prompt(line.strip(), {}) if canonical(line) else None
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[Prompt | None]:
     known = ""
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"line {number} of {path}"
-            wanted = f"expected {where} to be an object with a text {known or column!r}"
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{wanted}, got no JSON ({error.msg})") from error
-            if not isinstance(entry, dict):
-                raise ValueError(f"{wanted}, got {line.strip()[:80]}")
-            known = known or _column(list(entry), column, where)
-            if known not in entry:
-                raise ValueError(f"{wanted}, got {line.strip()[:80]}")
-            yield _row(entry, known, where)
+    for number, line in enumerate(lines_of(path), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {path}"
+        wanted = f"expected {where} to be an object with a text {known or column!r}"
+        entry = _json(line, wanted)
+        if isinstance(entry, str):
+            yield _row({column: entry}, column, where)
+            continue
+        if not isinstance(entry, dict):
+            raise ValueError(f"{wanted}, got {line.strip()[:80]}")
+        known = known or _column(list(entry), column, where)
+        if known not in entry:
+            raise ValueError(f"{wanted}, got {line.strip()[:80]}")
+        yield _row(entry, known, where)
 
 
-def _read_coco(path: Path, column: str) -> Iterator[Prompt | None]:
-    """Caption annotations: `{"annotations": [{"caption": ...}, ...]}`."""
-    content = read_json(path, encoding="utf-8-sig")
-    annotations = content.get("annotations")
-    if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
+def _read_json(path: Path, column: str) -> Iterator[Prompt | None]:
+    """A list of objects or texts, or COCO's captions: `{"annotations": [{"caption": ...}, ...]}`."""
+    content = _json("".join(lines_of(path)), f"expected prompts in {path}")
+    coco = isinstance(content, dict)
+    entries = content.get("annotations") if coco else content
+    if not isinstance(entries, list) or not all(isinstance(one, dict | str) for one in entries):
+        named = ", ".join(content) or "an empty object" if coco else type(content).__name__
         raise ValueError(
-            f"expected COCO captions in {path}, a list of objects under 'annotations', got "
-            f"{', '.join(content) or 'an empty object'}; name a .jsonl file for an object a line"
+            f"expected a list of objects or texts in {path}, or COCO captions, a list under 'annotations', "
+            f"got {named}; name a .jsonl file for an object a line"
         )
-    for number, one in enumerate(annotations, 1):
-        where = f"annotation {number} of {path}"
-        yield _row(one, _column(list(one), column, where), where)
+    for number, one in enumerate(entries, 1):
+        where = f"{'annotation' if coco else 'entry'} {number} of {path}"
+        entry = {column: one} if isinstance(one, str) else one
+        yield _row(entry, _column(list(entry), column, where), where)
+
+
+def _json(text: str, wanted: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # digits and depth have limits of their own
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ValueError(f"{wanted}, got no JSON that can be read ({reason})") from error
 
 
 def _read_table(path: Path, column: str, *, delimiter: str) -> Iterator[Prompt | None]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = _table_rows(file, path, delimiter)
-        _, names = next(rows, (1, []))
-        column = _column(names, column, str(path))
-        for line, row in rows:
-            if any(row[len(names) :]):
-                raise ValueError(
-                    f"expected at most {len(names)} fields in line {line} of {path}, as in its header, "
-                    f"got {len(row)}; put a prompt that holds the separator in quotes"
-                )
-            entry = dict(zip(names, row, strict=False))
-            labels = {name: value for name, value in entry.items() if name != column and value}
-            yield _row(
-                {column: entry.get(column), "labels": labels}, column, f"line {line} of {path}"
+    rows = _table_rows(lines_of(path, newline=""), path, delimiter)
+    _, names = next(rows, (1, []))
+    column = _column(names, column, str(path))
+    for line, row in rows:
+        if any(row[len(names) :]):
+            raise ValueError(
+                f"expected at most {len(names)} fields in line {line} of {path}, as in its header, "
+                f"got {len(row)}; put a prompt that holds the separator in quotes"
             )
+        entry = dict(zip(names, row, strict=False))
+        labels = {name: value for name, value in entry.items() if name != column and value}
+        yield _row({column: entry.get(column), "labels": labels}, column, f"line {line} of {path}")
 
 
 def _table_rows(file: Iterable[str], path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -228,23 +236,31 @@ def _package(name: str, purpose: str) -> Any:
 def _row(row: Mapping[str, Any], column: str, where: str) -> Prompt | None:
     """A row of a table; None if it holds no prompt."""
     text, labels = row[column], row.get("labels") if column != "labels" else None
-    if text is None or (isinstance(text, str) and not text.strip()):
+    if text is None or (isinstance(text, str) and not canonical(text)):
         return None
     if not isinstance(text, str):
         raise ValueError(
             f"expected the column {column!r} to hold text, got {type(text).__name__} in {where}; "
             "name the one with the prompts by --prompt-column"
         )
+    if (place := half_surrogate(text)) is not None:
+        raise ValueError(
+            f"expected text in {where}, got half of a surrogate pair (U+{ord(text[place]):04X}) at its "
+            f"character {place}; write the whole character, or leave it out"
+        )
+    seed = row.get("seed")
+    seed = seed if isinstance(seed, int) and not isinstance(seed, bool) else None
     if not isinstance(labels, dict):  # a data set's own labels, such as class numbers
-        return Prompt(text, {})
+        return Prompt(text, {}, seed)
     known = {name: value for name, value in labels.items() if value is not None}
-    return Prompt(text, _labels(known, f"expected {where} to hold a text {column!r}"))
+    return Prompt(text, _labels(known, f"expected {where} to hold a text {column!r}"), seed)
 
 
 def _labels(labels: Mapping[str, Any], wanted: str) -> dict[str, list[str]]:
     lists = {k: v if isinstance(v, list) else [v] for k, v in labels.items()}
     for value in (value for values in lists.values() for value in values):
-        if not isinstance(value, str | int | float):
+        broken = isinstance(value, str) and half_surrogate(value) is not None
+        if broken or not isinstance(value, str | int | float):
             raise ValueError(f"{wanted} and labels that are texts or numbers, got {value!r}")
     return {
         name: [value if isinstance(value, str) else json.dumps(value) for value in values]
@@ -257,7 +273,7 @@ FILES: dict[str, Callable[[Path, str], Iterator[Prompt | None]]] = {
     ".jsonl": _read_jsonl,
     ".csv": partial(_read_table, delimiter=","),
     ".tsv": partial(_read_table, delimiter="\t"),
-    ".json": _read_coco,
+    ".json": _read_json,
     ".parquet": _read_parquet,
 }
 """Suffix -> reader(path, column), which gives the prompts; None where a row holds none."""

@@ -17,7 +17,7 @@ from jaxdict.dictionary.files import save_dictionary
 from steer.coder import Coder
 from steer.config import SteerEvalConfig
 from steer.control import random_directions
-from steer.evaluate import evaluate_steering, read_prompts
+from steer.evaluate import evaluate_steering, read_records
 from steer.hooks import intervening
 from steer.pictures import token_mask
 
@@ -107,7 +107,7 @@ def test_the_best_candidate_works_on_pictures_it_was_not_chosen_on(config, capsy
     assert np.mean([row["steered"]["success"] for row in verdicts]) == steered["success"]
     assert all(row["before"]["colour"] != "cyan" for row in verdicts)
     # The prompts reported on come after those that were used to choose.
-    order = [record[0] for record in read_prompts(made.prompts)]
+    order = [record[0] for record in read_records(str(made.prompts))]
     first = min(order.index(row["prompt"]) for row in verdicts)
     assert first >= summary["selection_images"]
     sheet = np.asarray(Image.open(made.out / "sheet.png"))
@@ -138,7 +138,7 @@ def test_what_cannot_be_measured_is_refused(config, tmp_path):
         evaluate_steering(config(source="texture=none", num_steps=1))
     with pytest.raises(ValueError, match=r"feature from 0 to 1, .* got 7"):
         evaluate_steering(config(feature=(7,)))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="nothing is there"):
         evaluate_steering(config(prompts=tmp_path / "missing.jsonl"))
     for fields, flag in [({"feature": ()}, "--feature"), ({"wanted": "cyan"}, "--wanted")]:
         with pytest.raises(ValueError, match=flag):
@@ -151,23 +151,14 @@ def test_fewer_pictures_than_asked_for_are_said(config, capsys):
     assert "of 500 pictures to report on" in capsys.readouterr().err
 
 
-def test_prompts_from_lines_and_lists(tmp_path):
-    file = tmp_path / "prompts"
-    file.write_text('{"prompt": "a", "seed": 7}\n\n{"prompt": "b"}\n')
-    assert read_prompts(file, seed=10) == [("a", 7), ("b", 11)]
-    file.write_text('[{"prompt": "a"}, "b"]')
-    assert read_prompts(file) == [("a", 0), ("b", 1)]
-    file.write_text("a red circle\na cyan star\n")
-    assert read_prompts(file) == [("a red circle", 0), ("a cyan star", 1)]
-    file.write_text('{"text": "a"}')
-    with pytest.raises(ValueError, match="as record 0"):
-        read_prompts(file)
-    file.write_text('{"prompt": "a"}\n{"prompt": "b"\n')
-    with pytest.raises(ValueError, match="as record 1"):
-        read_prompts(file)
-    file.write_text("\n")
-    with pytest.raises(ValueError, match="at least one prompt"):
-        read_prompts(file)
+def test_prompts_are_those_of_harvest_with_their_seeds_and_repeats(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a", "seed": 7}\n\n{"prompt": "b"}\n{"prompt": "a", "seed": 8}\n')
+    assert read_records(str(file), seed=10) == [("a", 7), ("b", 11), ("a", 8)]
+    (tmp_path / "p.json").write_text('[{"prompt": "a"}, "b"]')
+    assert read_records(str(tmp_path / "p.json")) == [("a", 0), ("b", 1)]
+    (tmp_path / "p.txt").write_bytes("a cafe\u0301\r\na\u2028b".encode("utf-16"))
+    assert read_records(str(tmp_path / "p.txt")) == [("a cafe\u0301", 0), ("a\u2028b", 1)]
 
 
 def test_random_directions_keep_every_norm_and_angle(random_dictionary):

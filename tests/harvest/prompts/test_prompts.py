@@ -248,7 +248,7 @@ def test_a_hub_that_is_out_of_reach_is_one_line(source, tmp_path):
     ("name", "text", "message"),
     [
         ("p.txt", "\n \n", "at least one prompt"),
-        ("p.md", "a dog", r"a .txt, .jsonl, .csv, .tsv, .parquet or COCO .json file, got the file"),
+        ("p.md", "a dog", r"a .txt, .jsonl, .csv, .tsv, .parquet or .json file, got the file"),
         ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}', "line 2 .* an object with a text 'prompt'"),
         ("p.jsonl", '{"prompt": "a"', "line 1 .*no JSON"),
         ("p.jsonl", '{"prompt": 3}', "the column 'prompt' to hold text, got int in line 1"),
@@ -271,8 +271,14 @@ def test_a_hub_that_is_out_of_reach_is_one_line(source, tmp_path):
             "prompt\tx\na\t1\t2\n",
             "at most 2 fields in line 2 .*TSV, as in its header, got 3",
         ),
-        ("p.json", '["a"]', "expected a JSON object in .*json, got list"),
-        ("p.json", '{"captions": []}', "COCO captions in .*under 'annotations', got captions"),
+        ("p.json", "[3]", "expected a list of objects or texts in .*json, .*got list"),
+        ("p.jsonl", "1" * 5000, "line 1 .*Exceeds the limit"),
+        ("p.jsonl", "[" * 100_000, "line 1 .*recursion"),
+        (
+            "p.json",
+            '{"captions": []}',
+            "or COCO captions, a list under 'annotations', got captions",
+        ),
         ("p.json", '{"annotations": [{"id": 1}]}', "a column 'prompt' in annotation 1"),
     ],
 )
@@ -285,7 +291,7 @@ def test_a_bad_file_is_refused_by_its_line(tmp_path, name, text, message):
 def test_a_missing_or_binary_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing is there"):
         read_prompts(str(tmp_path / "no.txt"))
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00a")
+    (tmp_path / "b.txt").write_bytes(b"\xff\x00a")
     with pytest.raises(ValueError, match="UTF-8"):
         read_prompts(str(tmp_path / "b.txt"))
 
