@@ -37,6 +37,13 @@ def at_least(config: Any, least: float, names: Collection[str], expected: str) -
         expect(value >= least, name, expected, value, "raise it")
 
 
+def at_most(config: Any, most: float, names: Collection[str], expected: str) -> None:
+    """Check that each of these fields holds `most` or less."""
+    for name in names:
+        value = getattr(config, name)
+        expect(value <= most, name, expected, value, "lower it")
+
+
 def in_memory(flags: Collection[str], got: object, needed: float, what: str) -> None:
     """Check, before anything is made, that what settings ask for fits into this machine's memory.
 
@@ -100,3 +107,9 @@ def print_captured(chosen: Sequence[int], numbers: Sequence[int]) -> None:
         print(
             f"--steps: captured {', '.join(map(str, chosen))}, which are the denoising steps {steps}"
         )
+
+
+def above_median(config: Any) -> None:
+    """Check the field `max_norm`, a multiple of the median norm."""
+    times = config.max_norm
+    expect(times == 0 or times > 1, "max_norm", "0 or a number above 1", times, "10 is usual")

@@ -126,6 +126,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "jaxdict.training": (
         "harvest.atomic",
+        "harvest.hashing",
         "harvest.flags",
         "harvest.sites",
         "jaxdict.devices",

@@ -120,6 +120,7 @@ def _fold_run(
             **(read_json(summary, verify=asked.verify)["training"] if summary.is_file() else {}),
         },
         "config": description["config"],
+        **({"init_from": description["init_from"]} if "init_from" in description else {}),
         "resolved": description["resolved"],
         "versions": description["versions"],
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import at_least, captured_steps, expect, one_of
+from harvest.flags import above_median, at_least, captured_steps, expect, one_of
 from jaxdict.flags import ABSENT, FREE_ON_RESUME, NORMALIZATIONS
 
 
@@ -48,6 +48,9 @@ class TrainITDAConfig:
     steps: tuple[int, ...] = ()
     """Captured steps to use, by index: 1 is the second one of the store, whichever denoising step that is
     (both are printed); empty means all."""
+    max_norm: float = field(default=0.0, metadata={ABSENT: 0.0})
+    """Leave rows out of fitting whose norm is above this many times the median one, in normalization and training;
+    they are counted, and measured like all others. 0 leaves none out."""
     padding: Literal["drop", "keep"] = field(default="drop", metadata={ABSENT: "keep"})
     """Rows of the text that are padding: drop leaves them out, here and wherever the dictionary is measured, keep
     takes them. Rows of the image have none."""
@@ -100,4 +103,5 @@ class TrainITDAConfig:
         for name in ("eigenvalue_floor", "duplicate"):
             value = getattr(self, name)
             expect(0 < value < 1, name, "a share in (0, 1)", value, "use a value in between")
+        above_median(self)
         captured_steps(self)

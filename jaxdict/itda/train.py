@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from harvest.atomic import write_json
-from harvest.flags import print_captured
+from harvest.flags import expect, in_memory, print_captured
 from harvest.store import open_store
 from jaxdict.flags import resumable, when_absent
 from jaxdict.itda.build import Build, Normalizers, add_batch, empty_build, restore, save
@@ -29,11 +29,15 @@ from jaxdict.itda.saved_run import SOURCES, Atoms, save_atoms
 from jaxdict.itda.threshold_search import Trial, next_threshold
 from jaxdict.rows import (
     Normalization,
+    NormLimit,
     SinglePass,
     Source,
     ahead,
     fit_once,
     image_rows,
+    kept_rows,
+    limit_once,
+    print_limits,
     print_padding,
     source_of,
     to_device,
@@ -41,6 +45,7 @@ from jaxdict.rows import (
 )
 from jaxdict.runs import (
     METRICS,
+    NORM_LIMITS,
     NORMALIZATION,
     SUMMARY,
     TARGET_NORMALIZATION,
@@ -77,6 +82,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     target = source.beside(config.target) if config.target else None
     sizes = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
     single_pass = SinglePass(source, seed=config.seed, target=target, **sizes)
+    _check_sizes(config, single_pass)
     description = describe(
         config,
         source,
@@ -94,7 +100,11 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         absent=when_absent(TrainITDAConfig),
     )
     print_padding([source])
-    normalizers = Normalizers(to_device(_normalization(config, source, NORMALIZATION, found)))
+    limit = _norm_limit(config, source, found)
+    if limit is not None:
+        single_pass = SinglePass(source, seed=config.seed, target=target, limit=limit, **sizes)
+    fitted = _normalization(config, source, NORMALIZATION, found, limit)
+    normalizers = Normalizers(to_device(fitted))
     if target is not None:
         fitted = _normalization(config, target, TARGET_NORMALIZATION, found)
         normalizers = Normalizers(normalizers.site, to_device(fitted))
@@ -167,14 +177,45 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     return summary
 
 
+def _check_sizes(config: TrainITDAConfig, single_pass: SinglePass) -> None:
+    """Refuse what this machine's memory cannot hold, or what the rows cannot give, before anything is made."""
+    batch, d = config.batch, single_pass.source.d
+    d_out = 0 if single_pass.target is None else single_pass.target.d
+    pairs = 3 * batch**2 if config.rule == "cover" else 0
+    in_memory(("batch",), batch, 4 * (4 * batch * (d + d_out) + pairs), "a batch and its products")
+    # Two slots of state a row and, in the Gram form, k^2 products; rows are taken in parts.
+    in_memory(
+        ("k", "batch"), config.k, 4 * (4 * batch * config.k + config.k**2), "codes of a batch"
+    )
+    rows = single_pass.rows
+    enough = f"at most the {rows} rows that are looked at, of which atoms are made"
+    expect(config.atoms <= rows, "atoms", enough, config.atoms, "lower it or raise --rows")
+    atoms = config.atoms * (d + d_out)
+    in_memory(("atoms",), config.atoms, 4 * atoms, "the atoms")
+
+
+def _norm_limit(config: TrainITDAConfig, source: Source, found: bool) -> NormLimit | None:
+    """The norm above which rows are left out, kept in the run's folder; None without --max-norm."""
+    if not config.max_norm:
+        return None
+    looked_at = [source.spread(config.fit_rows)]
+    limits = limit_once(config.out / NORM_LIMITS, looked_at, config.max_norm, resume=found)
+    print_limits(limits)
+    return limits[config.site]
+
+
 def _normalization(
-    config: TrainITDAConfig, source: Source, name: str, found: bool
+    config: TrainITDAConfig,
+    source: Source,
+    name: str,
+    found: bool,
+    limit: NormLimit | None = None,
 ) -> Normalization:
     """A frozen normalization of the run, kept in its file `name`."""
     chosen = source.spread(config.fit_rows)
     return fit_once(
         config.out / name,
-        lambda: image_rows(watched(chosen, "normalization")),
+        lambda: kept_rows(image_rows(watched(chosen, "normalization")), limit),
         config.normalize,
         floor=config.eigenvalue_floor,
         resume=found,

@@ -9,6 +9,10 @@ from .normalization import load_normalization as load_normalization
 from .normalization import normalize as normalize
 from .normalization import save_normalization as save_normalization
 from .normalization import to_device as to_device
+from .norms import NormLimit as NormLimit
+from .norms import kept_rows as kept_rows
+from .norms import limit_once as limit_once
+from .norms import print_limits as print_limits
 from .prefetch import ahead as ahead
 from .prefetch import watched as watched
 from .single_pass import LabelledRows as LabelledRows

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from jaxdict.rows.norms import NormLimit, norms, without
 from jaxdict.rows.source import Source
 
 
@@ -20,7 +21,14 @@ class Loader:
     """Batches of shuffled rows; batch number i is a function of (seed, i) and the source."""
 
     def __init__(
-        self, source: Source, *, batch: int, seed: int, pool: int, memory: int = 2**32
+        self,
+        source: Source,
+        *,
+        batch: int,
+        seed: int,
+        pool: int,
+        memory: int = 2**32,
+        limit: NormLimit | None = None,
     ) -> None:
         """Plan the order; nothing is read yet.
 
@@ -30,7 +38,10 @@ class Loader:
             seed: of the order.
             pool: rows permuted together, about.
             memory: bytes; a source of at most this size is kept in memory.
+            limit: rows of a larger norm are left out: others of their pool are given in their place.
         """
+        self._limit = limit
+        self._above: np.ndarray | None = None
         self.source, self.batch, self.seed = source, batch, seed
         pools = min(len(source.images), max(1, -(-source.rows // pool)))
         self._bounds = np.linspace(0, len(source.images), pools + 1).round().astype(np.int64)
@@ -57,13 +68,26 @@ class Loader:
         """A pool as (table of rows [*, d], which of them in which order)."""
         images, rows = self.order(epoch, pool)
         if not self.resident:
-            return self.source.read(self.source.images[images]), rows
+            table = self.source.read(self.source.images[images])
+            return table, self.without_large(table, rows, epoch, pool)
         if self._cache is None:
             self._cache = self._read_all()
         counts = self.source.rows_of[images]
         # How far the rows of each image lie behind in the pool: in the table those of other images are between.
         behind = self._starts[images] - (np.cumsum(counts) - counts)
-        return self._cache, (np.repeat(behind, counts) + np.arange(len(rows)))[rows]
+        rows = (np.repeat(behind, counts) + np.arange(len(rows)))[rows]
+        return self._cache, self.without_large(self._cache, rows, epoch, pool)
+
+    def without_large(
+        self, table: np.ndarray, rows: np.ndarray, epoch: int, pool: int
+    ) -> np.ndarray:
+        """The order of a pool with others in the places of rows above the limit, if there is one."""
+        if self._limit is None:
+            return rows
+        above = self._above if self._above is not None else norms(table) > self._limit.limit
+        if table is self._cache:
+            self._above = above
+        return without(rows, above, [self.seed, 2, epoch, pool])
 
     def _read_all(self) -> np.ndarray:
         table = np.empty((self.source.rows, self.source.d), np.uint16)

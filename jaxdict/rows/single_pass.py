@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdict.rows.loader import Loader
+from jaxdict.rows.norms import NormLimit
 from jaxdict.rows.source import Source
 
 
@@ -39,6 +40,7 @@ class SinglePass:
         pool: int,
         rows: int,
         target: Source | None = None,
+        limit: NormLimit | None = None,
     ) -> None:
         """Plan the order; nothing is read yet.
 
@@ -49,10 +51,11 @@ class SinglePass:
             pool: rows permuted together, about; they come from images drawn at random.
             rows: rows in all, at most; 0 for every row of the source.
             target: rows of another site, of the same images, steps and tokens, to be read as well.
+            limit: rows of a larger norm are left out: others of their pool are given in their place.
         """
         self.source, self.batch, self.target = source, batch, target
         self.rows = min(rows or source.rows, source.rows)
-        self._plan = Loader(source, batch=batch, seed=seed, pool=pool)
+        self._plan = Loader(source, batch=batch, seed=seed, pool=pool, limit=limit)
 
     @property
     def batches(self) -> int:
@@ -69,9 +72,10 @@ class SinglePass:
             skip, first = wanted - first, first + len(order)
             if first <= wanted:
                 continue
-            order = order[max(skip, 0) : len(order) - max(first - end, 0)]
             some = self.source.images[images]
             tables = [self.source.places(some), self.source.read(some)]
+            order = self._plan.without_large(tables[1], order, 0, pool)
+            order = order[max(skip, 0) : len(order) - max(first - end, 0)]
             if self.target is not None:
                 tables.append(self.target.read(some))
             at = 0

@@ -3,6 +3,7 @@ from .checkpoint import FOLDER as FOLDER
 from .checkpoint import Checkpoints as Checkpoints
 from .folder import CONFIG as CONFIG
 from .folder import METRICS as METRICS
+from .folder import NORM_LIMITS as NORM_LIMITS
 from .folder import NORMALIZATION as NORMALIZATION
 from .folder import SUMMARY as SUMMARY
 from .folder import TARGET_NORMALIZATION as TARGET_NORMALIZATION

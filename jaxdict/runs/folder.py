@@ -22,6 +22,7 @@ Config = TypeVar("Config")
 
 CONFIG, METRICS, PLOT, SUMMARY = "config.json", "metrics.jsonl", "loss.png", "summary.json"
 NORMALIZATION = "normalization.safetensors"
+NORM_LIMITS = "norm_limits.json"
 TARGET_NORMALIZATION = "target_normalization.safetensors"
 
 

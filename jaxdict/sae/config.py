@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro.conf
 
-from harvest.flags import at_least, captured_steps, expect, one_of
+from harvest.flags import above_median, at_least, at_most, captured_steps, expect, one_of
 from jaxdict.dictionary import ENCODER_KINDS as KINDS
 from jaxdict.flags import (
     ABSENT,
@@ -64,6 +64,9 @@ class ModelConfig:
     every row has k (topk), 2 k where a batch shares them (batchtopk, matryoshka), else 4 k."""
     init: Literal["random", "rows"] = "random"
     """First atoms: random directions, or centred training rows drawn at random."""
+    init_from: Path | None = field(default=None, metadata={**NOT_SWEPT, ABSENT: None})
+    """Dictionary to start from in place of --init: an exported one, or a run of train sae. Its atoms and widths are
+    taken over (leave out --atoms); --kind, --k and --normalize may be others."""
     encoder_scale: float = 0.25
     """The encoder starts as the atoms' transpose times this; 1 is usual, a quarter gave lower errors in trials."""
 
@@ -98,6 +101,9 @@ class DataConfig:
     steps: tuple[int, ...] = field(default=(), metadata=NOT_SWEPT)
     """Captured steps to train on, by index: 1 is the second one of the store, whichever denoising step that
     is (both are printed); empty means all."""
+    max_norm: float = field(default=0.0, metadata={**NOT_SWEPT, ABSENT: 0.0})
+    """Leave rows out of fitting whose norm is above this many times the median one, in normalization and training;
+    they are counted, and measured like all others. 0 leaves none out."""
     padding: Literal["drop", "keep"] = field(default="drop", metadata={**NOT_SWEPT, ABSENT: "keep"})
     """Rows of the text that are padding: drop leaves them out, here and wherever the dictionary is measured, keep
     takes them. Rows of the image have none."""
@@ -128,6 +134,7 @@ class DataConfig:
         at_least(self, 1, ("batch", "pool"), "a whole number of at least 1")
         at_least(self, 0, ("fit_rows", "memory"), "a number of at least 0")
         at_least(self, -1, ("order_seed",), "a number of at least -1")
+        above_median(self)
         floor = self.eigenvalue_floor
         expect(0 < floor < 1, "eigenvalue_floor", "a share in (0, 1)", floor, "use 1e-06")
         expect(
@@ -216,6 +223,7 @@ class DeadFeaturesConfig:
         """Check each field on its own."""
         one_of(self, "aux_form", ("residual", "variance"))
         at_least(self, 1, ("dead_rows",), "a whole number of at least 1")
+        at_most(self, 2**31 - 1, ("dead_rows",), "a number of at most 2147483647")
         at_least(self, 0, ("aux", "aux_k", "resample"), "a number of at least 0")
 
 
@@ -298,6 +306,8 @@ class TrainSAEConfig(Grouped):
         "--rows 3000000 --out runs/sae\n"
         "  jaxdict train sae --store runs/store --site 'double.*.img' --kind batchtopk "
         "--sweep lr=5e-4,1e-3,2e-3 k=8,16 --out runs/sweep\n"
+        "  jaxdict train sae --init-from runs/sae/dictionary --store runs/store --site double.2.img --k 16 "
+        "--rows 500000 --out runs/tuned\n"
         "  jaxdict train sae --preset flux-paper --store runs/flux --site double.18.img --out runs/paper"
     )
 
@@ -332,6 +342,7 @@ class TrainSAEConfig(Grouped):
         one_of(self, "preset", tuple(PRESETS))
         expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
         at_least(self, 0, ("seed",), "a number of at least 0")
+        at_most(self, 2**63 - 1, ("seed",), "a number below 2^63")
         rows_and_model = (self.data, self.model, self.optimizer, self.sparsity_penalty)
         for group in (*rows_and_model, self.dead_features, self.devices, self.run):
             group.check()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxdict.dictionary import ENCODER_KINDS
@@ -131,10 +132,12 @@ def initial_state(
     return state_of(params, step_config)
 
 
-def state_of(params: SAEParams, step_config: StepConfig, *, threshold: float = 1.0) -> TrainState:
-    """The state before the first step, with the given weights; `threshold` is jumprelu's first."""
+def state_of(
+    params: SAEParams, step_config: StepConfig, *, threshold: ArrayLike = 1.0
+) -> TrainState:
+    """The state before the first step, with the given weights; `threshold` is jumprelu's first, of all or [m]."""
     if ENCODER_KINDS[step_config.kind].threshold == "each":
-        start = jnp.full(params.encoder_bias.shape, jnp.log(jnp.float32(threshold)))
+        start = jnp.full(params.encoder_bias.shape, jnp.log(jnp.asarray(threshold, jnp.float32)))
         params = params._replace(threshold=start)
     average = jax.tree.map(jnp.copy, params) if step_config.ema else None
     zero, none = jnp.zeros((), jnp.int32), jnp.zeros(params.encoder_bias.shape, jnp.int32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +15,20 @@ from jaxdict.rows import (
     Loader,
     Normalization,
     Normalizer,
+    NormLimit,
     ahead,
     fit_once,
     image_rows,
+    kept_rows,
+    limit_once,
     load_normalization,
+    print_limits,
     save_normalization,
     source_of,
     to_device,
     watched,
 )
-from jaxdict.runs import NORMALIZATION, TARGET_NORMALIZATION
+from jaxdict.runs import NORM_LIMITS, NORMALIZATION, TARGET_NORMALIZATION
 from jaxdict.sae import Batch, TrainSAEConfig
 from jaxdict.training.sweep import BatchKey, Group, order_seed_of
 
@@ -46,8 +50,42 @@ class Normalizations(NamedTuple):
         return self.site if self.target is None else self.target
 
 
+def find_limits(
+    config: TrainSAEConfig,
+    groups: list[Group],
+    store: Store,
+    processes: Processes,
+    *,
+    resumed: bool,
+) -> dict[str, NormLimit]:
+    """Norms above which rows are left out, by site; nothing without --max-norm.
+
+    Args:
+        config: of the whole run.
+        groups: what is trained.
+        store: the rows.
+        processes: process 0 measures and writes, the others read.
+        resumed: whether an earlier start of this run may have measured them.
+    """
+    data, path = config.data, config.out / NORM_LIMITS
+    if not data.max_norm:
+        return {}
+    sites = sorted({group.config.site for group in groups})
+    sources = [source_of(store, one, steps=data.steps, padding=data.padding) for one in sites]
+    looked_at = [source.spread(data.fit_rows) for source in sources]
+    if processes.chief:
+        print_limits(limit_once(path, looked_at, data.max_norm, resume=resumed))
+    processes.barrier("norm limits")
+    return limit_once(path, looked_at, data.max_norm, resume=True)
+
+
 def fit_normalizations(
-    groups: list[Group], store: Store, processes: Processes, *, resumed: bool
+    groups: list[Group],
+    store: Store,
+    processes: Processes,
+    *,
+    resumed: bool,
+    limits: Mapping[str, NormLimit],
 ) -> list[Normalizations]:
     """The frozen normalizations of each group, fitted once a site and kept in the folder of every member.
 
@@ -56,12 +94,15 @@ def fit_normalizations(
         store: the rows.
         processes: process 0 fits and writes, the others read.
         resumed: whether an earlier start of this run may have fitted them.
+        limits: of the norms, by site.
     """
     done: dict[BatchKey, Normalizations] = {}
     for group in groups:
         copies = group.members
         if group.batch_key not in done:
-            done[group.batch_key] = _fit(group.config, store, processes, resumed=resumed)
+            done[group.batch_key] = _fit(
+                group.config, store, processes, resumed=resumed, limits=limits
+            )
             copies = copies[1:]
         fitted = done[group.batch_key]
         for member in copies if processes.chief else []:
@@ -72,7 +113,12 @@ def fit_normalizations(
 
 
 def _fit(
-    config: TrainSAEConfig, store: Store, processes: Processes, *, resumed: bool
+    config: TrainSAEConfig,
+    store: Store,
+    processes: Processes,
+    *,
+    resumed: bool,
+    limits: Mapping[str, NormLimit],
 ) -> Normalizations:
     data = config.data
 
@@ -82,7 +128,9 @@ def _fit(
         )
         return fit_once(
             path,
-            lambda: image_rows(watched(source, f"normalization {site}")),
+            lambda: kept_rows(
+                image_rows(watched(source, f"normalization {site}")), limits.get(site)
+            ),
             data.normalize,
             floor=data.eigenvalue_floor,
             resume=resumed,
@@ -117,6 +165,7 @@ class TrainingBatches:
         normalizations: list[Normalizations],
         *,
         devices: Mesh | None,
+        limits: Mapping[str, NormLimit],
     ) -> None:
         """Plan the order of every site's rows; nothing is read yet.
 
@@ -125,6 +174,7 @@ class TrainingBatches:
             groups: what is trained; how rows are read is alike in all of them.
             normalizations: of each group.
             devices: where batches are to lie, None for one device.
+            limits: of the norms, by site.
         """
         config = groups[0].config
         data = config.data
@@ -150,6 +200,7 @@ class TrainingBatches:
                 seed=order_seed_of(config),
                 pool=data.pool,
                 memory=source.bytes if resident else 0,
+                limit=limits.get(site),
             )
             for site, source in sources.items()
         }

@@ -23,7 +23,8 @@ from jaxdict.sae import (
 )
 from jaxdict.training import sweep
 from jaxdict.training.batches import Normalizations
-from jaxdict.training.initialize import first_state, random_state
+from jaxdict.training.initialize import random_state
+from jaxdict.training.start import first_state
 from jaxdict.training.sweep import Group, Member
 
 

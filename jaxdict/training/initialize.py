@@ -1,8 +1,6 @@
-"""First states: random weights, or weights that are taken from training rows."""
+"""First weights: random ones, or such as are taken from training rows."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jaxdict.dictionary import ENCODER_KINDS
 from jaxdict.rows import Loader, Normalization, floats, normalize, to_device
-from jaxdict.sae import SAE, SAEParams, TrainSAEConfig, TrainState, initial_state, kinds, state_of
+from jaxdict.sae import SAE, SAEParams, TrainSAEConfig, TrainState, initial_state, kinds
 from jaxdict.training import sweep
 from jaxdict.training.batches import Normalizations
 from jaxdict.training.sweep import Member, resolve
@@ -33,29 +30,6 @@ def random_state(member: Member, normalizations: Normalizations) -> TrainState:
         step_config=step_config,
         out_mean=out_mean,
     )
-
-
-def first_state(
-    member: Member, normalizations: Normalizations, loaders: Mapping[str, Loader]
-) -> TrainState:
-    """The state of a member before the first step.
-
-    Args:
-        member: what is trained.
-        normalizations: of its rows.
-        loaders: give its first training rows, by site.
-    """
-    config, step_config = member.config, sweep.step_config_of(member)
-    loader = loaders[config.site]
-    params = random_state(member, normalizations).params
-    if config.model.init == "rows":
-        target = loaders[config.target] if config.target else None
-        params = from_rows(params, loader, normalizations, target=target)
-    params = params._replace(encoder=params.encoder * config.model.encoder_scale)
-    if ENCODER_KINDS[config.model.kind].threshold != "each":
-        return state_of(params, step_config)
-    threshold = threshold_from_rows(params, loader, normalizations, k=config.model.k)
-    return state_of(params, step_config, threshold=threshold)
 
 
 def from_rows(

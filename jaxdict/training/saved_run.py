@@ -28,13 +28,20 @@ from jaxdict.training.initialize import random_state
 from jaxdict.training.sweep import Member, resolve
 
 
-def open_runs(config: TrainSAEConfig, store: Store, members: list[Member]) -> bool:
+def open_runs(
+    config: TrainSAEConfig,
+    store: Store,
+    members: list[Member],
+    *,
+    origin: dict[str, Any] | None = None,
+) -> bool:
     """Make a run's folders, or check that the run in them can be resumed.
 
     Args:
         config: of the whole run.
         store: the rows.
         members: what is trained; several have a folder each.
+        origin: what is kept of the dictionary that they start from.
 
     Returns:
         Whether there was a run.
@@ -45,7 +52,8 @@ def open_runs(config: TrainSAEConfig, store: Store, members: list[Member]) -> bo
     ]
     print_padding(list({source.site: source for source in sources}.values()))
     whole = config if len(members) > 1 else members[0].config
-    first = _description(whole, sources[0], members)
+    start = {"init_from": origin} if origin else {}
+    first = _description(whole, sources[0], members) | start
     may_differ = resumable(TrainSAEConfig) | growing(TrainSAEConfig)
     found = open_run(
         config.out,
@@ -61,7 +69,8 @@ def open_runs(config: TrainSAEConfig, store: Store, members: list[Member]) -> bo
         legs = read_run(config.out).get(more_rows.LEGS, [])
         for one, source in zip(members, sources, strict=True):
             one.config.out.mkdir(parents=True, exist_ok=True)
-            description = more_rows.described(_description(one.config, source, [one]), legs)
+            description = _description(one.config, source, [one]) | start
+            description = more_rows.described(description, legs)
             write_json(one.config.out / CONFIG, description, hashed=True)
     return found
 
@@ -165,7 +174,8 @@ def _config_of(run: Path, description: dict[str, Any]) -> TrainSAEConfig:
                 f"{', '.join(sorted(names))}; train again with `jaxdict train sae`"
                 + (", or install a newer jaxdict" if age == "a newer" else "")
             )
-    settings |= {name: Path(settings[name]) for name in ("store", "out")}
+    paths = [name for name in ("store", "out", "init_from") if settings[name]]
+    settings |= {name: Path(settings[name]) for name in paths}
     settings |= {name: tuple(settings[name]) for name in ("steps", "sweep")}
     return TrainSAEConfig.of(**settings)
 

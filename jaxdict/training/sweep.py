@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harvest.flags import expect
+import jax
+
+from harvest.flags import expect, in_memory
 from harvest.sites import match_sites
 from harvest.store import Store
 from jaxdict.flags import settings_of, sweepable
@@ -194,6 +196,8 @@ def expand(config: TrainSAEConfig, store: Store) -> list[Member]:
     sites, sweep = sites_of(config, store), read_sweep(config.sweep)
     if config.target and len(sites) > 1:
         raise ValueError(f"--target: expected one --site with it, got {', '.join(sites)}")
+    times = config.data.max_norm
+    expect(not (config.target and times), "max_norm", "0 beside --target", times, "leave one out")
     if config.target:
         source_of(store, sites[0], steps=config.data.steps).beside(config.target)
     members = []
@@ -209,6 +213,31 @@ def expand(config: TrainSAEConfig, store: Store) -> list[Member]:
             single = config.replace(**own)
             members.append(Member(name, single, resolve(single, int(store.shape(site)[3]))))
     return members
+
+
+def check_sizes(members: list[Member], store: Store) -> None:
+    """Refuse what this machine's memory cannot hold, before anything is made.
+
+    Raises:
+        ValueError: weights and moments, or a batch, take more than all of it; or there are too many steps to count.
+    """
+    first = members[0]
+    data, m = first.config.data, max(member.resolved.m for member in members)
+    parts = max(1, jax.process_count())
+    weights = sum(_numbers(member, store) for member in members)
+    what = f"weights and moments of {len(members)} dictionaries" if len(members) > 1 else ""
+    in_memory(("atoms",), m, 4 * weights / parts, what or "the weights and their moments")
+    dense = 4 * data.batch * (m + 3 * first.resolved.d) / parts
+    in_memory(("batch", "atoms"), data.batch, dense, "a batch and its activations on all atoms")
+    steps, most = first.resolved.optimizer_steps, 2**31 - 1
+    expect(steps <= most, "rows", f"at most {most:,} optimizer steps", data.rows, "lower --rows")
+
+
+def _numbers(member: Member, store: Store) -> int:
+    """Numbers in a member's weights, the moments of Adam and the average."""
+    config, resolved = member.config, member.resolved
+    d_out = int(store.shape(config.target or config.site)[3])
+    return resolved.m * (resolved.d + d_out + 1) * (4 if config.optimizer.ema else 3)
 
 
 def order_seed_of(config: TrainSAEConfig) -> int:

@@ -14,8 +14,8 @@ from harvest.store import open_store
 from jaxdict.devices import Processes, mesh
 from jaxdict.runs import Checkpoints, Stop, as_begun, stop_signals
 from jaxdict.sae import Execution, TrainSAEConfig
-from jaxdict.training import more_rows, pareto, sweep
-from jaxdict.training.batches import TrainingBatches, fit_normalizations
+from jaxdict.training import more_rows, pareto, start, sweep
+from jaxdict.training.batches import TrainingBatches, find_limits, fit_normalizations
 from jaxdict.training.group_trainer import GroupTrainer
 from jaxdict.training.heldout import HeldOut, read_held_out
 from jaxdict.training.progress import Progress
@@ -47,18 +47,22 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     expect_captured(config.data.steps, store.step_numbers.tolist())
     if processes.chief:
         print_captured(config.data.steps, store.step_numbers.tolist())
+    config, origin = start.chosen_start(config)
     members = sweep.expand(config, store)
+    start.check_start(origin, members)
+    sweep.check_sizes(members, store)
     total = members[0].resolved.optimizer_steps
     atoms = tuple(member.resolved.m for member in members)
     devices = mesh.make_mesh(asked.mesh, batch=config.data.batch, atoms=atoms)
     found = processes.from_chief(
-        lambda: open_runs(config, store, members),
+        lambda: open_runs(config, store, members, origin=origin),
         refusal=f"process 0 refused to open {config.out}; see what it says",
     )
     members = more_rows.with_legs(members, config.out)
     groups = sweep.grouped(members, Execution(*mesh.axes(devices)))
-    normalizations = fit_normalizations(groups, store, processes, resumed=found)
-    batches = TrainingBatches(store, groups, normalizations, devices=devices)
+    limits = find_limits(config, groups, store, processes, resumed=found)
+    normalizations = fit_normalizations(groups, store, processes, resumed=found, limits=limits)
+    batches = TrainingBatches(store, groups, normalizations, devices=devices, limits=limits)
     trainers = [
         GroupTrainer(group, fitted, devices=devices)
         for group, fitted in zip(groups, normalizations, strict=True)
@@ -76,12 +80,17 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
         first = trainers[0].optimizer_steps
         if run.resume and processes.chief:
             tqdm.write(more_rows.how_far(config, members, first), file=sys.stderr)
+        if origin and not first:
+            measured = _measure(trainers, held_out, processes, first)
+            if processes.chief:
+                tqdm.write(start.told(origin, measured), file=sys.stderr)
         if more_rows.ended_at(members[0], first):
             _resample_at_the_end(trainers, batches, first)
         progress = Progress(
             config, groups, first=first, saved=checkpoints.latest, quiet=not processes.chief
         )
         with progress, batches.starting_at(first) as stream:
+            progress.write(measured)
             for step in range(first + 1, total + 1):
                 with progress.waiting():
                     batch = next(stream)
