@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harvest.atomic import read_json
 from harvest.store import StoreSpec, create_store, open_store
 from jaxdict.dictionary import coder
 from jaxdict.dictionary.files import load_dictionary, save_dictionary
@@ -185,7 +186,7 @@ def test_a_run_leaves_what_it_says(run):
     out, summary = run
     names = {p.name for p in out.iterdir()}
     assert {"config.json", "metrics.jsonl", "loss.png", "atoms.safetensors"} <= names
-    assert json.loads((out / "summary.json").read_text()) == summary
+    assert read_json(out / "summary.json") == summary
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["kind"] == "train"]
     assert [line["rows"] for line in train] == [*range(64, 480, 64), 480]

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from harvest.atomic import read_json
 from jaxdict.flags import growing, resumable, sweepable
 from jaxdict.runs import folder
 from jaxdict.runs.folder import read_lines, read_run
@@ -74,7 +75,7 @@ def test_run_folder_holds_everything(whole):
     names = {path.name for path in config.out.iterdir()}
     assert {"config.json", "metrics.jsonl", "summary.json", "loss.png", "checkpoints"} <= names
     assert not [name for name in names if name.endswith(".tmp")]
-    assert json.loads((config.out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert read_json(config.out / "summary.json") == json.loads(json.dumps(summary))
     lines = read_lines(config.out / "metrics.jsonl")
     held = [line for line in lines if line["kind"] == "heldout"][-1]
     assert held["fvu"] == summary["heldout"]["fvu"]
