@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,20 @@ from jaxdict import cli
 from jaxdict.runs import Checkpoints
 
 
-class TimedCheckpoints(Checkpoints):
-    """Checkpoints whose saves are timed, from a state that is ready on."""
+def timed(save: Callable[..., None]) -> Callable[..., None]:
+    """The method that saves a checkpoint, timed from a state that is ready on."""
 
-    def save(self, step: int, state: Any, *arguments: Any, **options: Any) -> None:
-        """Save, and print the seconds until the next step may begin."""
+    def timed_save(
+        checkpoints: Checkpoints, step: int, state: Any, *rest: Any, **options: Any
+    ) -> None:
         jax.block_until_ready(state)
-        self.wait()  # of the save before; here the steps are too few to hide it
+        checkpoints.wait()  # of the save before; here the steps are too few to hide it
         before, started = _peak(), time.perf_counter()
-        super().save(step, state, *arguments, **options)
+        save(checkpoints, step, state, *rest, **options)
         wait = round(time.perf_counter() - started, 3)
         print(json.dumps({"wait": wait, "resident before": before}), flush=True)
+
+    return timed_save
 
 
 def _peak() -> int:
@@ -37,7 +41,5 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    from jaxdict.training import train
-
-    train.Checkpoints = TimedCheckpoints
+    Checkpoints.save = timed(Checkpoints.save)
     cli.main(sys.argv[1:])
