@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import expect
+from harvest.flags import Place, expand_home, expect
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class HarvestConfig:
 
     out: Path
     """Folder of the store, or its URL such as s3://bucket/prefix; an unfinished harvest with the same settings is resumed, a finished one takes more images and sites."""
-    model: str = "shapes"
+    model: Place = "shapes"
     """The embedded model (shapes), a folder with a FLUX pipeline, or a hub id."""
     sites: tuple[str, ...] = ("double.2.img",)
     """Sites to read, names or globs: double.2.img, 'single.*.txt', double.0.img.mlp (also .attn, .update). Those that the store lacks are added to it."""
@@ -33,7 +33,7 @@ class HarvestConfig:
     """Denoising steps whose activations are kept, numbered from 0: all, or for instance 0,2."""
     tokens_per_image: int = 0
     """Tokens of each stream that are kept of an image, drawn anew for each image from the seed. 0 means all."""
-    prompts: str = "shapes"
+    prompts: Place = "shapes"
     """Where prompts come from: shapes (captions of the embedded world), a .txt, .jsonl, .csv, .tsv, .parquet or .json file (a list, or COCO's captions), or a data set of the hub (hf:owner/name)."""
     prompt_column: str = "prompt"
     """Field or column that holds the prompt in a .jsonl, .csv, .tsv, .json or .parquet file or a data set."""
@@ -80,6 +80,7 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the model."""
+        expand_home(self)
         whole = ("images", "steps", "seed", "batch", "images_per_shard", "height", "width")
         for name in (*whole, "tokens_per_image"):
             expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))

@@ -4,9 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from typing import Any
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
 
 from harvest import units
+
+_PLACE = "place"
+Place = Annotated[str, _PLACE]
+"""Type of a setting that may be a path, but also a URL or another name."""
+
+
+def expand_home(config: Any) -> None:
+    """Put the home folder in place of a leading `~` in every setting that is a path or a `Place`.
+
+    Args:
+        config: A dataclass, frozen or not, whose groups of settings are dataclasses too.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for name in (field.name for field in fields(config)):
+        value = getattr(config, name)
+        if is_dataclass(value):
+            expand_home(value)
+        elif _is_place(hints[name]):
+            object.__setattr__(config, name, _expanded(value))
+
+
+def _is_place(hint: Any) -> bool:
+    marked = _PLACE in getattr(hint, "__metadata__", ())
+    return marked or hint is Path or any(map(_is_place, get_args(hint)))
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return type(value)(os.path.expanduser(value)) if isinstance(value, str | Path) else value
 
 
 def expect(condition: bool, name: str, expected: str, got: object, do: str = "") -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import at_least, captured_steps, expect, one_of
+from harvest.flags import at_least, captured_steps, expand_home, expect, one_of
 
 SPLITS = ("validation", "train", "all")
 DEVICES = ("auto", "cpu", "cuda")
@@ -61,6 +61,7 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
+        expand_home(self)
         one_of(self, "split", SPLITS)
         one_of(self, "padding", ("same", "drop", "keep"))
         one_of(self, "device", DEVICES)
@@ -93,6 +94,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the index."""
+        expand_home(self)
         expect(
             self.features >= 0, "features", "a number of at least 0", self.features, "use 0 for all"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import expect
+from harvest.flags import Place, expand_home, expect
 
 Op = Literal["add", "set", "scale", "ablate"]
 Units = Literal["typical", "raw"]
@@ -104,7 +104,7 @@ class PictureConfig:
     """Dictionary whose features are steered (a folder written by `jaxdict export`)."""
     verify: bool = True
     """Whether the dictionary has to have the hashes written with it; --no-verify reads it as it is."""
-    model: str | None = None
+    model: Place | None = None
     """Model: shapes (embedded), a local folder, or a hub id; by default the dictionary's."""
     site: str | None = None
     """Site to steer at; by default the one in the dictionary's card."""
@@ -141,6 +141,7 @@ class PictureConfig:
 
     def __post_init__(self) -> None:
         """Check every field that needs no file."""
+        expand_home(self)
         parse_steps(self.steps)
         parse_region(self.region)
         if self.num_steps > 0:
@@ -199,7 +200,7 @@ class SteerEvalConfig(PictureConfig):
 
     feature: tuple[int, ...]
     """Feature to steer; of several the best is chosen on the selection pictures."""
-    prompts: str
+    prompts: Place
     """Held-out prompts, from any source that harvest reads; an object of a .jsonl or .json file may have a seed of its own."""
     wanted: str
     """What the object should become, such as colour=blue; pictures that have it are left out."""

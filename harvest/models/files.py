@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def find_files(name: str, *, weights: bool = True) -> tuple[Path, str, str | Non
         if not (EMBEDDED / "model_index.json").is_file():
             raise ValueError(f"expected the embedded model in {EMBEDDED}; install jaxdict again")
         return EMBEDDED, name, None
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ValueError(

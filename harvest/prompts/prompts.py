@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
@@ -91,7 +92,7 @@ def read_prompts(
     """
     if source == "shapes":
         return PromptList(_captions(images or 1000, seed))
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     kind = path.suffix.lower()
     if kind in FILES and not source.startswith(_HUB) and not path.is_dir():
         if not path.is_file():

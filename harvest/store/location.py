@@ -45,13 +45,13 @@ class Location:
 
     def __init__(self, place: str | Path) -> None:
         """Tell a URL from a folder; a URL that went through a `Path` lost a slash and gets it back."""
-        text = os.fspath(place)
+        text = os.path.expanduser(os.fspath(place))
         match = _URL.match(text)
         if match and len(match.group(1)) > 1:
             self.url: str | None = f"{match.group(1).lower()}://{text[match.end() :].rstrip('/')}"
             self.path = None
         else:
-            self.url, self.path = None, Path(place)
+            self.url, self.path = None, Path(text)
 
     def __str__(self) -> str:
         """The folder or URL."""

@@ -209,7 +209,7 @@ def load_index(path: str | os.PathLike[str], *, verify: bool = True) -> FeatureI
         FileNotFoundError: there is no such folder, or one of its two files is missing.
         ValueError: it is not an index, or a newer version's, or damaged.
     """
-    folder = Path(path)
+    folder = Path(os.path.expanduser(path))
     for name in (FACTS_FILE, ARRAYS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import tyro.conf
 
-from harvest.flags import at_least, expect, one_of
+from harvest.flags import Place, at_least, expand_home, expect, one_of
 
 GROUPINGS = ("store", "seed", "folder")
 PARTS = ("image", "prompt", "step", "token")
@@ -39,7 +39,7 @@ class CompareConfig:
     """What tells groups apart: the store (so the model or its quantization), the seed of the ITDA
     run, or the folder that holds them. auto takes the first of these by which no group has a site
     twice."""
-    store: tuple[str, ...] = ()
+    store: tuple[Place, ...] = ()
     """Stores that the dictionaries were built from, folders or URLs, of the same prompts: measure
     CKA and SVCCA on their rows."""
     split: Literal["validation", "train", "all"] = "all"
@@ -65,6 +65,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the dictionaries."""
+        expand_home(self)
         got = tuple(map(str, self.paths))
         expect(bool(got), "paths", "at least one folder", got, "name ITDA dictionaries")
         expect(self.out.suffix != ".json", "out", "a folder", str(self.out), "leave out .json")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from harvest.flags import at_least
+from harvest.flags import at_least, expand_home
 
 
 @dataclass(frozen=True)
@@ -42,5 +42,6 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
+        expand_home(self)
         learning = ("atoms", "itda_atoms", "k", "rows", "itda_rows")
         at_least(self, 1, ("images", "steps", *learning, "pages", "steered"), "at least 1")

@@ -59,7 +59,7 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike[str]) -> Pat
         FileExistsError: `path` is a file, or a non-empty folder that is not a dictionary.
         ValueError: the card cannot be written as JSON, or contradicts the tensors.
     """
-    target = Path(path)
+    target = Path(os.path.expanduser(path))
     refuse_foreign(target)
     check(dictionary)
     card = json.loads(_json(_whole_card(dictionary)))
@@ -87,7 +87,7 @@ def load_dictionary(path: str | os.PathLike[str], *, verify: bool = True) -> Dic
         FileNotFoundError: no such folder, or one of its two files is missing.
         ValueError: not a dictionary, written by a newer version, damaged, or inconsistent.
     """
-    folder = Path(path)
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         what = "a file" if folder.exists() else "nothing"
         raise FileNotFoundError(

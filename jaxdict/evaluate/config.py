@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import tyro.conf
 
-from harvest.flags import at_least, expect, one_of
+from harvest.flags import at_least, expand_home, expect, one_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
+        expand_home(self)
         expect(
             self.out.suffix != ".png", "out", "a JSON file", str(self.out), "plots lie beside it"
         )

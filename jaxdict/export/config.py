@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import tyro.conf
 
-from harvest.flags import at_least, expect, one_of
+from harvest.flags import at_least, expand_home, expect, one_of
 
 MEMORY_MB = 64
 """Memory, in MB, that what is dense in the atoms may take while rows are encoded."""
@@ -51,6 +51,7 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the dictionary."""
+        expand_home(self)
         asked = self.unused or self.merge or self.keep
         expect(
             bool(asked), "unused", "--unused, --merge or --keep", "none of them", "say what to drop"
@@ -87,6 +88,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Check the sizes and the format."""
+        expand_home(self)
         expect(self.format == "jaxdict", "format", "jaxdict", self.format, "use --format jaxdict")
         one_of(self, "checkpoint", ("newest", "best"))
         at_least(self, 1, ["rows"], "at least 1 row")

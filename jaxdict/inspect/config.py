@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import tyro.conf
 
-from harvest.flags import at_least, expect, one_of
+from harvest.flags import Place, at_least, expand_home, expect, one_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class InspectConfig:
 
     EXAMPLE: ClassVar[str] = "jaxdict inspect runs/store --plot runs/store-plots"
 
-    path: tyro.conf.Positional[str]
+    path: tyro.conf.Positional[Place]
     """What to look into: the folder or URL of an activation store, a run or a dictionary."""
     sites: tuple[str, ...] = ()
     """Sites of the store to show, names or globs such as 'double.*.img'; empty means all."""
@@ -35,7 +35,7 @@ class InspectConfig:
     verify: bool = False
     """Read the whole store and test checksums, done flags, missing parts, NaN and statistics; the
     exit status is not zero if anything is wrong."""
-    compare: str = ""
+    compare: Place = ""
     """Another store of the same prompts, seeds, sites and steps, such as a quantized one: show the
     relative error and the cosine of its activations against those of the first."""
     images: int = 0
@@ -48,6 +48,7 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without looking."""
+        expand_home(self)
         expect(bool(self.path), "path", "a folder or a URL", self.path, "name one")
         one_of(self, "padding", ("drop", "keep"))
         at_least(self, 2, ["rows"], "at least 2 rows")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import above_median, at_least, captured_steps, expect, one_of
+from harvest.flags import above_median, at_least, captured_steps, expand_home, expect, one_of
 from jaxdict.flags import ABSENT, FREE_ON_RESUME, NORMALIZATIONS
 
 
@@ -82,6 +82,7 @@ class TrainITDAConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without the store."""
+        expand_home(self)
         one_of(self, "normalize", NORMALIZATIONS)
         one_of(self, "padding", ("drop", "keep"))
         one_of(self, "rule", ("cover", "worst", "plain"))

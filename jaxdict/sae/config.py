@@ -8,16 +8,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro.conf
 
-from harvest.flags import above_median, at_least, at_most, captured_steps, expect, one_of
-from jaxdict.dictionary import ENCODER_KINDS as KINDS
-from jaxdict.flags import (
-    ABSENT,
-    FREE_ON_RESUME,
-    MAY_GROW,
-    NORMALIZATIONS,
-    NOT_SWEPT,
-    Grouped,
+from harvest.flags import (
+    above_median,
+    at_least,
+    at_most,
+    captured_steps,
+    expand_home,
+    expect,
+    one_of,
 )
+from jaxdict.dictionary import ENCODER_KINDS as KINDS
+from jaxdict.flags import ABSENT, FREE_ON_RESUME, MAY_GROW, NORMALIZATIONS, NOT_SWEPT, Grouped
 
 PENALTIES = ("target", "l0", "tanh")
 PRESETS: dict[str, dict[str, Any]] = {
@@ -137,13 +138,8 @@ class DataConfig:
         above_median(self)
         floor = self.eigenvalue_floor
         expect(0 < floor < 1, "eigenvalue_floor", "a share in (0, 1)", floor, "use 1e-06")
-        expect(
-            self.rows >= self.batch,
-            "rows",
-            f"at least one batch ({self.batch})",
-            self.rows,
-            "raise --rows or lower --batch",
-        )
+        batch = f"at least one batch ({self.batch})"
+        expect(self.rows >= self.batch, "rows", batch, self.rows, "raise --rows or lower --batch")
         captured_steps(self)
 
 
@@ -339,6 +335,7 @@ class TrainSAEConfig(Grouped):
 
     def __post_init__(self) -> None:
         """Check all that can be checked without the store."""
+        expand_home(self)
         one_of(self, "preset", tuple(PRESETS))
         expect(bool(self.site), "site", "a site name", self.site, "see `jaxdict inspect STORE`")
         at_least(self, 0, ("seed",), "a number of at least 0")

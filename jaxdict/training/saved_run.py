@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,7 +192,7 @@ def load_sae(run: Path | str, *, checkpoint: str = "newest") -> SAE:
         FileNotFoundError: no run there.
         ValueError: the run of an ITDA, of several dictionaries, or without such a checkpoint.
     """
-    run = Path(run)
+    run = Path(os.path.expanduser(run))
     description = read_run(run)
     if description.get("kind") == "itda":
         raise ValueError(
