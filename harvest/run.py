@@ -24,11 +24,12 @@ from harvest.prompts import TextCache
 from harvest.ranks import Ranks, joined_ranks
 from harvest.store import (
     Location,
+    Store,
     StoreWriter,
     alone,
     create_store,
     extend_store,
-    read_passes,
+    passes_of,
     write_passes,
 )
 
@@ -156,7 +157,7 @@ class _Check:
 
     def __init__(self, plan: Plan, model: LoadedModel, facts: dict[str, Any]) -> None:
         self.place, self.plan = Location(plan.config.out), plan
-        self.passes = read_passes(self.place)
+        self.passes = _passes(plan.there)
         self.entry = {
             "images": plan.spec.images,
             "sites": list(plan.spec.sites),
@@ -200,6 +201,15 @@ class _Check:
         """Note that the run has ended."""
         self.entry["finished"] = _now()
         write_passes(self.place, [*self.passes, self.entry])
+
+
+def _passes(there: Store | None) -> list[dict[str, Any]]:
+    """The passes before; where their file is missing or another store's, what the store holds now is one."""
+    if there is None:
+        return []
+    own = {"images": there.images, "sites": list(there.sites), "fingerprint": there.fingerprint}
+    unknown = dict.fromkeys(("made", "started", "finished", "host", "environment", "differs"))
+    return passes_of(there) or [own | unknown]
 
 
 def _now() -> str:

@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "jaxdict.runs": (
         "harvest.atomic",
         "harvest.hashing",
+        "harvest.store",
         "harvest.tensors",
         "jaxdict.devices",
         "jaxdict.flags",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -159,6 +159,80 @@ def write_passes(place: Location, passes: list[dict[str, Any]]) -> None:
     place.sibling(_PASSES).write_text(json.dumps({"passes": passes}, indent=2) + "\n")
 
 
-def was(place: Location, fingerprint: str) -> bool:
-    """Whether a store had a fingerprint before images or sites were added to it."""
-    return any(one.get("fingerprint") == fingerprint for one in read_passes(place))
+def passes_of(store: Store) -> list[dict[str, Any]]:
+    """The runs that made a store; none where the file beside it is missing or that of another store."""
+    passes = read_passes(store.place)
+    own = any(one.get("fingerprint") == store.fingerprint for one in passes)
+    return passes if own else []
+
+
+class Before(NamedTuple):
+    """What a store held when something was made from it.
+
+    Attributes:
+        fingerprint: of the store then.
+        images: how many it had; they are the first ones now.
+        sites: names of the sites it had.
+    """
+
+    fingerprint: str
+    images: int
+    sites: tuple[str, ...]
+
+
+def before(store: Store, fingerprint: str) -> Before | None:
+    """What a store held when it had a fingerprint, which may be that of now; None if it never had it."""
+    if fingerprint == store.fingerprint:
+        return Before(fingerprint, store.images, store.sites)
+    for one in passes_of(store):
+        if one.get("fingerprint") == fingerprint:
+            return Before(fingerprint, one["images"], tuple(one["sites"]))
+    return None
+
+
+def expect_from(store: Store, fingerprint: str, of: str) -> Before:
+    """Check that a store is the one that something was made from, or grew from that one.
+
+    Args:
+        store: the store.
+        fingerprint: of the store that it was made from.
+        of: what was made from it, for the message.
+
+    Returns:
+        what the store held then.
+
+    Raises:
+        ValueError: it is another store, or the file beside it that says what it grew from is missing.
+    """
+    found = before(store, fingerprint)
+    if found is not None:
+        return found
+    why = "which did not grow from it; name that one"
+    if not passes_of(store):
+        beside = store.place.sibling(_PASSES)
+        why = f"and no {beside} that says what it grew from; name that one, or copy that file along with a grown store"
+    raise ValueError(
+        f"--store: expected the store that {of} was made from (fingerprint {fingerprint[:12]}), or one that grew "
+        f"from it, got {store.path} ({store.fingerprint[:12]}), {why}"
+    )
+
+
+def as_it_was(store: Store, held: Before) -> Store:
+    """A view of a store with the images and sites of before alone, and the fingerprint of then.
+
+    The rows of `made_again` and the statistics of the last shard are those of now.
+    """
+    if held.fingerprint == store.fingerprint:
+        return store
+    sites = {name: shape for name, shape in store.attrs["sites"].items() if name in held.sites}
+    then = {"fingerprint": held.fingerprint, "images": held.images, "sites": sites}
+    return Store(store.place, store.group, {**store.attrs, **then})
+
+
+def made_again(store: Store, held: Before) -> range:
+    """Images of before whose rows were made again with those that were added: a last batch that was not full."""
+    if held.images == store.images:
+        return range(0)
+    batch = store.attrs.get("config", {}).get("batch", 1)
+    partial = held.images % store.attrs["images_per_shard"] % batch
+    return range(held.images - partial, held.images)

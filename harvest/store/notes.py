@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from harvest.store.extend import Before
     from harvest.store.read import Store
 
 _SPLITS = {"train": "train", "validation": "validation (held out)", "all": "train and validation"}
@@ -19,6 +20,23 @@ def print_split(split: str, images: int) -> None:
     """
     others = " or ".join(f"--split {name}" for name in _SPLITS if name != split)
     print(f"split: {_SPLITS[split]}, {images:,} images of it; read others with {others}")
+
+
+def print_growth(store: Store, held: Before, of: str) -> None:
+    """Print that a store has grown since something was made from it, if it has.
+
+    Args:
+        store: the store.
+        held: what it held then.
+        of: what was made from it.
+    """
+    added = [site for site in store.sites if site not in held.sites]
+    parts = [f"{store.images - held.images:,} of its {store.images:,} images are newer"]
+    parts = parts if store.images > held.images else []
+    if added:
+        parts.append(f"{', '.join(added)} added")
+    if parts:
+        print(f"{store.path} has grown since {of} was made: {'; '.join(parts)}")
 
 
 def padding_line(where: str, store: Store, *, rows: int, left_out: int) -> str:

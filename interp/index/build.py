@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from harvest.atomic import whole_folder, write_json
 from harvest.sites import parse_site
-from harvest.store import open_store, padding_line, print_split
+from harvest.store import before, open_store, padding_line, print_split
 from interp.config import IndexConfig
 from interp.index import ground_truth
 from interp.index.arrays import (
@@ -252,7 +252,7 @@ def _facts(
     store, site, images, steps, _, _ = selection
     dictionary = coder.dictionary
     card = {key: value for key, value in dictionary.card.items() if key != "sources"}
-    same = card.get("store_fingerprint") == store.fingerprint
+    same = before(store, str(card.get("store_fingerprint"))) is not None
     source_prompts: list[str] = []
     if dictionary.source is not None and same:
         source_prompts = [store.prompts[image] for image in dictionary.source[:, 0]]

@@ -10,7 +10,7 @@ import jinja2
 from tqdm import tqdm
 
 from harvest.atomic import whole_folder, write_json
-from harvest.store import Store, open_store
+from harvest.store import Store, expect_from, open_store, print_growth
 from interp.config import ReportConfig
 from interp.index import FeatureIndex, load_index
 from interp.overwrite import check_overwrite
@@ -108,7 +108,7 @@ def choose_features(index: FeatureIndex, limit: int) -> list[int]:
 
 
 def _store(config: ReportConfig, index: FeatureIndex) -> Store:
-    """The store that was indexed, at its place relative to the index or where the config says."""
+    """The store that was indexed, or what it grew to, at its place relative to the index or where the config says."""
     known = index.facts["store"]
     path = config.store or (config.index / known["path"])
     try:
@@ -117,11 +117,8 @@ def _store(config: ReportConfig, index: FeatureIndex) -> Store:
         raise ValueError(
             f"--store: expected the indexed activation store at {path}: {error}"
         ) from None
-    if store.fingerprint != known["fingerprint"]:
-        raise ValueError(
-            f"--store: expected the store with fingerprint {known['fingerprint'][:12]}, got "
-            f"{store.fingerprint[:12]} at {path}; give the store that was indexed, or index this one"
-        )
+    of = f"the index {config.index}"
+    print_growth(store, expect_from(store, known["fingerprint"], of), of)
     return store
 
 

@@ -8,7 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from harvest.store import Store, check_alike, open_store, stream_of
+from harvest.store import (
+    Store,
+    as_it_was,
+    before,
+    check_alike,
+    expect_from,
+    open_store,
+    print_growth,
+    stream_of,
+)
 from jaxdict.compare.config import CompareConfig
 from jaxdict.compare.similarity import CrossCovariance, linear_cka, svcca, whitened_components
 from jaxdict.compare.sources import ComparedDictionary
@@ -58,21 +67,23 @@ def open_stores(
         dictionaries: what is compared.
 
     Returns:
-        Fingerprint -> store.
+        Fingerprint -> store; one that has grown since is as it was for the newest of its dictionaries.
 
     Raises:
         ValueError: a dictionary comes from none of the stores, or its store lacks its site.
     """
-    stores = {store.fingerprint: store for store in map(open_store, paths)}
-    if not stores:
-        return stores
-    for one in dictionaries:
+    opened = list(map(open_store, paths))
+    stores: dict[str, Store] = {}
+    for store in opened:
+        found = {one.fingerprint: before(store, one.fingerprint) for one in dictionaries}
+        held = {name: then for name, then in found.items() if then is not None}
+        if held:
+            largest = max(held.values(), key=lambda then: (then.images, len(then.sites)))
+            print_growth(store, largest, "what is compared")
+            stores |= dict.fromkeys(held, as_it_was(store, largest))
+    for one in dictionaries if opened else ():
         if one.fingerprint not in stores:
-            given = ", ".join(f"{store.path} ({name[:8]})" for name, store in stores.items())
-            raise ValueError(
-                f"--store: expected the store that {one.path} was built from (fingerprint "
-                f"{one.fingerprint[:8]}), got {given}; name it too"
-            )
+            expect_from(opened[-1], one.fingerprint, str(one.path))
         store = stores[one.fingerprint]
         if one.site not in store.sites:
             raise ValueError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harvest.atomic import write_json
-from harvest.store import open_store, print_split, stream_of
+from harvest.store import before, open_store, print_growth, print_split, stream_of
 from jaxdict.dictionary import Dictionary, load_dictionary
 from jaxdict.evaluate import baselines
 from jaxdict.evaluate import plots as eval_plots
@@ -42,6 +42,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     dictionary = load_dictionary(config.dictionary, verify=config.verify)
     store = open_store(config.store)
+    held = before(store, str(dictionary.card.get("store_fingerprint")))
+    if held is not None:
+        print_growth(store, held, str(config.dictionary))
     rows = choose_rows(dictionary, store, config)
     print_split(config.split, max(len(one.source.images) for one in rows.values()))
     print_padding([one.source for one in rows.values()])
@@ -72,7 +75,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "k": int(dictionary.k),
         "store": str(config.store),
         "store_fingerprint": store.fingerprint,
-        "same_store": store.fingerprint == dictionary.card.get("store_fingerprint"),
+        "same_store": held is not None,
+        "newer_images": None if held is None else store.images - held.images,
         "site": ", ".join(rows),
         "trained_site": dictionary.card.get("site"),
         "stream": ", ".join(streams),

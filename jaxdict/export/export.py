@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harvest.atomic import read_json
-from harvest.store import open_store, stream_of
+from harvest.store import as_it_was, expect_from, open_store, print_growth, stream_of
 from jaxdict.dictionary import Dictionary, save_dictionary
 from jaxdict.export.config import MEMORY_MB, ExportConfig
 from jaxdict.export.fold import fold, folding_error
@@ -37,11 +37,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
     place = config.store or Path(description["store"]["path"])
     store = open_store(place)
     wanted = description["store"].get("fingerprint")
-    if wanted is not None and wanted != store.fingerprint:
-        raise ValueError(
-            f"expected the store the run was trained on (fingerprint {wanted}), got {place} "
-            f"({store.fingerprint}); name it with --store"
-        )
+    if wanted is not None:
+        held = expect_from(store, wanted, f"the run in {config.run}")
+        print_growth(store, held, f"the run in {config.run}")
+        store = as_it_was(store, held)
     settings = description["config"]
     every = flatten(settings)
     taken = {

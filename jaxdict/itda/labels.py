@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from harvest.store import stream_of
+from harvest.store import expect_from, stream_of
 
 if TYPE_CHECKING:
     from harvest.store import Store
@@ -139,7 +139,7 @@ def pictures(dictionary: Dictionary, store: Store, atoms: Sequence[int]) -> np.n
 
     Args:
         dictionary: of kind itda.
-        store: the one that the dictionary was made from.
+        store: the one that the dictionary was made from; it may have grown since.
         atoms: from 0 to m - 1; may repeat.
 
     Returns:
@@ -149,12 +149,7 @@ def pictures(dictionary: Dictionary, store: Store, atoms: Sequence[int]) -> np.n
         ValueError: the dictionary has no sources or no such atom; another store; one without pictures.
     """
     images = _source(dictionary, atoms)[:, 0]
-    wanted = dictionary.card.get("store_fingerprint")
-    if wanted != store.fingerprint:
-        raise ValueError(
-            f"expected the store that the atoms came from (fingerprint {wanted}), got {store.path} "
-            f"({store.fingerprint}); open that one"
-        )
+    expect_from(store, str(dictionary.card.get("store_fingerprint")), "the dictionary")
     each, place = np.unique(images, return_inverse=True)
     return store.pictures(each)[place]
 

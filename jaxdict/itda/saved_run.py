@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harvest.atomic import read_json, whole_file
-from harvest.store import open_store, stream_of
+from harvest.store import before, open_store, stream_of
 from harvest.tensors import TensorFile, write_tensors
 from jaxdict.dictionary import Dictionary
 from jaxdict.itda.build import stored
@@ -160,6 +160,6 @@ def _sources(
         store = open_store(description["store"]["path"])
     except ValueError:
         return {**columns, "note": "the store was not there at export"}
-    if store.fingerprint != description["store"]["fingerprint"]:
+    if before(store, description["store"]["fingerprint"]) is None:
         return {**columns, "note": "the store had changed at export"}
     return sources(store, description["config"]["site"], source)

@@ -53,6 +53,7 @@ from jaxdict.runs import (
     Log,
     Stop,
     as_begun,
+    as_stored,
     curves,
     describe,
     open_run,
@@ -76,7 +77,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
         SystemExit: asked to stop (SIGTERM); the state is saved.
     """
     config = as_begun(config, resume=config.resume)
-    store = open_store(config.store)
+    store = as_stored(open_store(config.store), config.out, resume=config.resume)
     source = source_of(store, config.site, steps=config.steps, padding=config.padding)
     print_captured(config.steps, store.step_numbers.tolist())
     target = source.beside(config.target) if config.target else None

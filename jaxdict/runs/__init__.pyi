@@ -9,6 +9,7 @@ from .folder import SUMMARY as SUMMARY
 from .folder import TARGET_NORMALIZATION as TARGET_NORMALIZATION
 from .folder import Log as Log
 from .folder import as_begun as as_begun
+from .folder import as_stored as as_stored
 from .folder import describe as describe
 from .folder import open_run as open_run
 from .folder import plain as plain

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harvest.atomic import SUFFIX, read_json, write_json, write_text
+from harvest.store import as_it_was, expect_from, made_again, print_growth
 from jaxdict.flags import flatten, from_flat, when_absent
 from jaxdict.plots import MISSING
 
 if TYPE_CHECKING:
+    from harvest.store import Store
     from jaxdict.rows import Source
 
 Config = TypeVar("Config")
@@ -93,6 +95,35 @@ def as_begun(config: Config, *, resume: bool) -> Config:
     missing = {name: v for name, v in when_absent(type(config)).items() if name not in known}
     own = flatten(dataclasses.asdict(config))  # pyright: ignore[reportArgumentType]
     return from_flat(type(config), {**own, **missing}) if missing else config
+
+
+def as_stored(store: Store, out: Path, *, resume: bool, quiet: bool = False) -> Store:
+    """The store to train on: where the run in `out` goes on and the store has grown since, as it was then.
+
+    Args:
+        store: that is there now.
+        out: folder of the run.
+        resume: whether to go on with the run there.
+        quiet: whether to leave out the line that says that the store has grown.
+
+    Raises:
+        ValueError: it is another store, or some of its rows are no longer those that the run began with.
+    """
+    known = read_json(out / CONFIG) if resume and (out / CONFIG).is_file() else {}
+    fingerprint = known.get("store", {}).get("fingerprint")
+    if fingerprint is None:
+        return store
+    held = expect_from(store, fingerprint, f"the run in {out}")
+    again = made_again(store, held)
+    if again:
+        raise ValueError(
+            f"cannot resume {out}: {store.path} has grown from {held.images} to {store.images} images, and the rows of "
+            f"images {again.start} to {again.stop - 1} were made again with those added; name a --store harvested "
+            f"as before (--images {held.images}), or begin a new run with another --out"
+        )
+    if not quiet:
+        print_growth(store, held, f"the run in {out}")
+    return as_it_was(store, held)
 
 
 def open_run(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from harvest.flags import expect_captured, print_captured
 from harvest.store import open_store
 from jaxdict.devices import Processes, mesh
-from jaxdict.runs import Checkpoints, Stop, as_begun, stop_signals
+from jaxdict.runs import Checkpoints, Stop, as_begun, as_stored, stop_signals
 from jaxdict.sae import Execution, TrainSAEConfig
 from jaxdict.training import more_rows, pareto, start, sweep
 from jaxdict.training.batches import TrainingBatches, find_limits, fit_normalizations
@@ -43,7 +43,9 @@ def train_sae(config: TrainSAEConfig) -> dict[str, Any]:
     run, asked = config.run, config.devices
     Tracker.check(run.tracker)
     processes = Processes.join(asked.coordinator, count=asked.processes, number=asked.process)
-    store = open_store(config.store)
+    store = as_stored(
+        open_store(config.store), config.out, resume=run.resume, quiet=not processes.chief
+    )
     expect_captured(config.data.steps, store.step_numbers.tolist())
     if processes.chief:
         print_captured(config.data.steps, store.step_numbers.tolist())

@@ -261,7 +261,7 @@ def test_a_store_without_labels_words_or_pictures(world, tmp_path, picture):
 def test_another_store_is_refused(world, tmp_path):
     plain_store(tmp_path / "store")
     config = ReportConfig(index=world.root / "index", out=tmp_path / "r", store=tmp_path / "store")
-    with pytest.raises(ValueError, match="expected the store with fingerprint"):
+    with pytest.raises(ValueError, match="expected the store that the index"):
         write_report(config)
     assert not config.out.exists()
 

@@ -352,7 +352,7 @@ def test_a_folder_may_hold_other_things(tmp_path, capsys):
 def test_stores_have_to_belong_to_the_dictionaries(made, tmp_path, capsys):
     out = ("--out", tmp_path / "out", "--no-plots")
     error = one_line([made / "a", made / "b", "--store", made / "first", *out], capsys)
-    assert "expected the store that" in error and "name it too" in error
+    assert "expected the store that" in error and "name that one" in error
     first = open_store(made / "first")
     lost = dictionary(tmp_path / "l", [(0, 0, 1)], site="single.9.img", store=first.fingerprint)
     error = one_line([made / "a", lost, "--store", made / "first", *out], capsys)

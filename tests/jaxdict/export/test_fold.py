@@ -290,7 +290,7 @@ def test_mistakes_are_named(run, store, tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a run"):
         export(ExportConfig(run=tmp_path, out=tmp_path / "d"))
     other = write_planted_store(tmp_path / "other", seed=5, images=24)
-    with pytest.raises(ValueError, match="expected the store the run was trained on"):
+    with pytest.raises(ValueError, match="expected the store that the run in"):
         export(ExportConfig(run=run, out=tmp_path / "d", store=other))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")

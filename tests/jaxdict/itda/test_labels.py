@@ -120,7 +120,7 @@ def test_what_has_no_labels_or_pictures_is_refused(run, store, tmp_path):
     with pytest.raises(ValueError, match="expected atoms from 0 to 0, got 1"):
         label(dictionary, 1)
     other = made(tmp_path / "other", seeds=list(range(900, 900 + store.images)))
-    with pytest.raises(ValueError, match="expected the store that the atoms came from"):
+    with pytest.raises(ValueError, match="expected the store that the dictionary was made from"):
         pictures(dictionary, other, [0])
     path = save_dictionary(bare, tmp_path / "bare")
     with pytest.raises(ValueError, match="--plot: expected a dictionary that `jaxdict train itda`"):

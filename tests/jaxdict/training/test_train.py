@@ -131,7 +131,9 @@ def test_folder_in_use_and_other_settings_are_refused_by_name(whole, store, tmp_
     with pytest.raises(ValueError, match=r"--k = 4 .*got 5"):
         train_sae(config.replace(resume=True, k=5))
     other = write_planted_store(tmp_path / "other", seed=9, images=48)
-    with pytest.raises(ValueError, match=r"store fingerprint = '\w+' .*got '\w+'"):
+    with pytest.raises(
+        ValueError, match=r"expected the store that the run in .* \(fingerprint \w+\).*got"
+    ):
         train_sae(config.replace(resume=True, store=other))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "note.txt").write_text("mine")
