@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import logging
 import os
 import select
 import sys
@@ -137,6 +138,8 @@ def _run(arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if debug:
+        logging.basicConfig(format="%(name)s: %(message)s")
     name = _verb_in(words)
     if arguments is None and name and VERBS[name].huge_pages and "--help" not in words:
         huge_pages.ask()
@@ -254,7 +257,7 @@ def overview(names: Sequence[str] | None = None) -> str:
             "",
             *lines,
             "",
-            "  --debug with any verb shows the traceback of an error; --version the version.",
+            "  --debug with any verb shows the traceback of an error and what libraries log; --version the version.",
             "",
             "Start here: jaxdict demo",
         ]

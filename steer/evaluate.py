@@ -20,7 +20,7 @@ from PIL.Image import Image
 from tqdm import tqdm
 
 from harvest.atomic import write_json, write_text
-from harvest.models import LoadedModel
+from harvest.models import LoadedModel, tell_cut_prompts
 from harvest.prompts import canonical, read_prompts
 from steer.coder import Coder
 from steer.config import SteerEvalConfig, parse_region, parse_tag
@@ -110,6 +110,7 @@ def evaluate_steering(config: SteerEvalConfig) -> dict[str, Any]:
             f"--model: expected one whose pictures can be read back (shapes), got {model.name}; "
             "look at single pictures with `jaxdict steer`"
         )
+    tell_cut_prompts(model, [prompt for prompt, _ in records], config.max_sequence_length)
     evaluator = _Evaluator(config, model, coder, judge)
     found = evaluator.find_pictures(records)
     best, selection, chosen_on = candidates[0], [], set()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from harvest.atomic import write_json
+from harvest.models import tell_cut_prompts
 from steer.coder import Coder
 from steer.config import Rectangle, SteerConfig, parse_region
 from steer.hooks import steering
@@ -53,6 +54,7 @@ def steer(config: SteerConfig) -> dict[str, Any]:
             "which is read from the embedded model's pictures only"
         )
     prompts, seeds = [config.prompt], [config.seed]
+    tell_cut_prompts(model, prompts, config.max_sequence_length)
     before = generate_pictures(model, config, prompts=prompts, seeds=seeds)[0]
     where: Rectangle | np.ndarray | None = region if isinstance(region, tuple) else None
     if region == "object" and model.judge is not None:

@@ -1,5 +1,7 @@
 from .compiled import uncompiled as uncompiled
 from .compiled import unwrapped as unwrapped
+from .cut import cut_prompts as cut_prompts
+from .cut import tell_cut_prompts as tell_cut_prompts
 from .files import read_config as read_config
 from .pipelines import DTYPES as DTYPES
 from .pipelines import LoadedModel as LoadedModel

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from harvest.models.quantize import KEPT_WHOLE, quantization_config, to_nf4
+from harvest.models.parts import MODELS, load_parts
+from harvest.models.quantize import KEPT_WHOLE, to_nf4
 from harvest.store import first_line
 
 EMBEDDED = Path(__file__).parents[1] / "shapes" / "weights"
@@ -131,26 +129,29 @@ def load_pipeline(folder: Path, name: str, options: LoadOptions) -> Any:
     Raises:
         ValueError: this is no FLUX pipeline, or it is incomplete.
     """
-    from diffusers import FluxPipeline, FluxTransformer2DModel, __version__
+    from diffusers import FluxPipeline, FluxTransformer2DModel
 
     kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     if kind != "FluxPipeline":
         raise ValueError(f"expected a FluxPipeline at {name}, got a {kind}; only FLUX.1 is read")
-    key = "torch_dtype" if __version__.startswith("0.") else "dtype"
     quantize, dtype, place, offload, parts = options
-    keywords: dict[str, Any] = {key: dtype, "local_files_only": True}
     left_out = {
         "all": (),
         "text": ("transformer", "vae"),
         "image": ("text_encoder", "text_encoder_2"),
-        "none": ("transformer", "vae", "text_encoder", "text_encoder_2"),
+        "none": MODELS,
     }[parts]
-    keywords |= dict.fromkeys(left_out)
     wanted = {part: how for part, how in quantize.items() if part not in left_out and how != "none"}
-    if wanted and place.type == "cuda":
-        keywords["quantization_config"] = quantization_config(wanted, dtype)
     try:
-        pipe = FluxPipeline.from_pretrained(str(folder), **keywords)
+        models = load_parts(
+            folder,
+            [part for part in MODELS if part not in left_out],
+            dtype=dtype,
+            quantize=wanted if place.type == "cuda" else {},
+            bar=None if folder.samefile(EMBEDDED) or parts == "none" else f"loading {name}",
+        )
+        keywords: dict[str, Any] = dict.fromkeys(left_out) | models
+        pipe = FluxPipeline.from_pretrained(str(folder), local_files_only=True, **keywords)
         if "transformer" in left_out:
             config = read_config(folder, "transformer")
             with torch.device("meta"):
@@ -183,35 +184,3 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
         raise ValueError(
             f"expected settings in {folder / part / 'config.json'}: {error}"
         ) from error
-
-
-@contextmanager
-def quiet(*, everything: bool) -> Iterator[None]:
-    """Silence warnings of the loaders that a user can do nothing about; with `everything`, progress bars too.
-
-    (A missing torchvision does not matter here; `torch_dtype` works in all of diffusers 0.x; bitsandbytes,
-    which diffusers imports, warns on processors with AVX512-BF16 that an optional kernel is not installed.)
-    """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    bitsandbytes = logging.getLogger("bitsandbytes")
-    level = bitsandbytes.level
-    both = (diffusers_logging, transformers_logging)
-    levels = [log.get_verbosity() for log in both]
-    bars = [log.is_progress_bar_enabled() for log in both]
-    try:
-        bitsandbytes.setLevel(logging.ERROR)
-        for log in both:
-            log.set_verbosity_error()
-            if everything:
-                log.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            yield
-    finally:
-        bitsandbytes.setLevel(level)
-        for log, verbosity, bar in zip(both, levels, bars, strict=True):
-            log.set_verbosity(verbosity)
-            if bar:
-                log.enable_progress_bar()

@@ -16,10 +16,10 @@ from harvest.models.files import (
     content_hash,
     find_files,
     load_pipeline,
-    quiet,
     read_config,
 )
 from harvest.models.quantize import QUANTIZATIONS
+from harvest.models.quiet import logged, quiet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -90,17 +90,18 @@ class LoadedModel:
             raise ValueError(f"expected a seed a prompt, got {len(prompts)} and {len(seeds)}")
         height, width = size or self.size
         encoded = {name: value.to(self.place, self.dtype) for name, value in (text or {}).items()}
-        made = self.pipe(
-            None if encoded else list(prompts),
-            **encoded,
-            height=height,
-            width=width,
-            num_inference_steps=steps or self.steps,
-            guidance_scale=self.guidance if guidance is None else guidance,
-            max_sequence_length=max_sequence_length or self.max_sequence_length,
-            generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
-            output_type="np",
-        ).images
+        with logged():
+            made = self.pipe(
+                None if encoded else list(prompts),
+                **encoded,
+                height=height,
+                width=width,
+                num_inference_steps=steps or self.steps,
+                guidance_scale=self.guidance if guidance is None else guidance,
+                max_sequence_length=max_sequence_length or self.max_sequence_length,
+                generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
+                output_type="np",
+            ).images
         made = np.asarray(made, np.float32)
         self._check_finite(made, prompts, seeds)
         return np.rint(made * 255).astype(np.uint8)
@@ -134,12 +135,13 @@ class LoadedModel:
             `prompt_embeds` [n, length, width of T5] and `pooled_prompt_embeds` [n, width of CLIP],
             on the model's device.
         """
-        states, pooled, _ = self.pipe.encode_prompt(
-            list(prompts),
-            prompt_2=None,
-            device=self.place,
-            max_sequence_length=max_sequence_length or self.max_sequence_length,
-        )
+        with logged():
+            states, pooled, _ = self.pipe.encode_prompt(
+                list(prompts),
+                prompt_2=None,
+                device=self.place,
+                max_sequence_length=max_sequence_length or self.max_sequence_length,
+            )
         return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
 
     @property
@@ -251,8 +253,9 @@ def load_model(
         raise ValueError(
             f"expected a GPU for --offload {offload}, got device {place}; use --offload text or none"
         )
-    with quiet(everything=name == "shapes" or parts == "none"):
+    with quiet(bars=name != "shapes" and parts != "none"):  # what is fetched may take long
         folder, shown, revision = find_files(name, weights=parts != "none")
+    with quiet():
         chosen = {"transformer": quantize, "text_encoder_2": text}
         options = LoadOptions(chosen, precision, place, offload, parts)
         pipe = load_pipeline(folder, shown, options)

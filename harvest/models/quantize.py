@@ -13,14 +13,14 @@ KEPT_WHOLE = {"transformer": ("x_embedder", "context_embedder", "proj_out"), "te
 """Layers of each quantized part that keep their precision: the transformer's first and last."""
 
 
-def quantization_config(parts: Mapping[str, str], dtype: torch.dtype) -> Any:
-    """Settings with which diffusers quantizes parts of a pipeline while it loads them.
+def quantization_config(parts: Mapping[str, str], dtype: torch.dtype) -> dict[str, Any]:
+    """Settings with which diffusers and transformers quantize parts of a pipeline while they load them.
 
     Args:
         parts: `transformer` and `text_encoder_2`, or one of them, to `nf4` or `int8`.
         dtype: precision of the computation.
     """
-    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
+    from diffusers import BitsAndBytesConfig
     from transformers import BitsAndBytesConfig as TextConfig
 
     kinds = {"transformer": BitsAndBytesConfig, "text_encoder_2": TextConfig}
@@ -36,9 +36,7 @@ def quantization_config(parts: Mapping[str, str], dtype: torch.dtype) -> Any:
             llm_int8_skip_modules=kept,
         )
 
-    return PipelineQuantizationConfig(
-        quant_mapping={part: settings(part, quantize) for part, quantize in parts.items()}
-    )
+    return {part: settings(part, quantize) for part, quantize in parts.items()}
 
 
 def to_nf4(
