@@ -18,7 +18,7 @@ import torch
 from harvest.config import HarvestConfig
 from harvest.estimate import estimate, in_words
 from harvest.fill import fill, length, rows_of, tasks_of
-from harvest.models import LoadedModel, load_model
+from harvest.models import LoadedModel, load_model, tell_cut_prompts
 from harvest.plan import Plan, make_plan, plain
 from harvest.prompts import TextCache
 from harvest.ranks import Ranks, joined_ranks
@@ -63,6 +63,7 @@ def harvest(config: HarvestConfig) -> dict[str, Any]:
         plan = make_plan(config, model)
         if ranks.rank == 0 and config.prompts != "shapes":
             print(f"{config.prompts}: {plan.prompts.note}")
+            tell_cut_prompts(model, plan.spec.prompts, plan.config.max_sequence_length)
         if config.dry_run:
             expected = estimate(plan, model)
             print(in_words(expected, plan))
