@@ -62,9 +62,6 @@ def answer(
 
 def save(question: str, rows: list[dict[str, Any]]) -> Path:
     """Write results/<question>.json; its path."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
-    ).stdout.strip()
     document = {
         "question": question,
         "machine": {
@@ -75,13 +72,19 @@ def save(question: str, rows: list[dict[str, Any]]) -> Path:
         },
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
-        "commit": commit,
+        "commit": commit(),
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
     path = write_json(RESULTS / f"{question}.json", document)
     print(f"wrote {path}")
     return path
+
+
+def commit() -> str:
+    """Short name of the commit that is checked out."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
 
 
 def _processor() -> str:
