@@ -191,3 +191,9 @@ def test_every_setting_is_read_and_explained():
                     after = node.body[place + 1]
                     assert isinstance(after, ast.Expr), item.target.id
                     assert isinstance(after.value, ast.Constant), item.target.id
+
+
+def test_a_cut_prompt_is_told_once(config, capfd):
+    run_steer(config(prompt="a large red circle " * 20, num_steps=1))
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("note: 1 of 1 prompts are longer than 77 tokens")

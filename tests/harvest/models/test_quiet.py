@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from harvest.config import HarvestConfig
 from harvest.models import cut_prompts, load_model
 from harvest.models.files import EMBEDDED
 from harvest.models.parts import MODELS, load_parts
 from harvest.models.quiet import logged, quiet
+from harvest.run import harvest
 
 LONG = "a large red circle on the left of the picture " * 10
 
@@ -127,3 +129,12 @@ def test_libraries_do_not_print_what_was_cut(embedded, capfd):
     embedded.encode([LONG])
     embedded.generate([LONG], [0], steps=1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_harvest_tells_once_that_prompts_are_cut(tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{LONG}\na blue star\n")
+    config = HarvestConfig(out=tmp_path / "store", prompts=str(prompts), images=2, dry_run=True)
+    harvest(config)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("note: 1 of 2 prompts are longer than 77 tokens")
