@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import Place, expand_home, expect
+from harvest.flags import Place, expand_home, expect, pictures_in_memory
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class HarvestConfig:
         expect(self.seed < 2**63, "seed", "less than 2**63", self.seed)
         length = self.max_sequence_length
         expect(0 <= length <= 512, "max_sequence_length", "0 to 512 tokens", length)
+        pictures_in_memory(self, steps="steps")
         expect(0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
         expect(any(self.sites), "sites", "at least one site such as double.2.img", self.sites)
         expect(bool(self.model), "model", "shapes, a folder or a hub id", self.model)

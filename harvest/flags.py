@@ -10,6 +10,12 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from harvest import units
 
+_PIXEL = 12
+"""Bytes of a pixel in float32."""
+_STEP = 200
+"""Bytes that the noise level of a step takes at least, in the lists of it."""
+_IMAGE = 200
+"""Bytes that an image takes at least before it is made."""
 _PLACE = "place"
 Place = Annotated[str, _PLACE]
 """Type of a setting that may be a path, but also a URL or another name."""
@@ -97,6 +103,24 @@ def in_memory(flags: Collection[str], got: object, needed: float, what: str) -> 
         got,
         f"lower {' or '.join(names)}",
     )
+
+
+def pictures_in_memory(config: Any, *, steps: str) -> None:
+    """Check that pictures of the size asked for, a batch and their steps fit into memory, as far as settings tell.
+
+    Args:
+        config: Has `height` and `width`, 0 for the model's own, and perhaps `images`, `selection` and `batch`.
+        steps: The field that holds the number of denoising steps.
+    """
+    pixels = max(config.height, 1) * max(config.width, 1)
+    sides = sorted(("height", "width"), key=lambda name: -getattr(config, name))
+    in_memory(sides, getattr(config, sides[0]), _PIXEL * pixels, "one picture")
+    batch = getattr(config, "batch", 1)
+    in_memory(("batch", *sides), batch, _PIXEL * pixels * batch, "a batch of pictures")
+    in_memory([steps], getattr(config, steps), _STEP * getattr(config, steps), "their noise levels")
+    for name in ("images", "selection"):
+        images = getattr(config, name, 1)
+        in_memory([name], images, _IMAGE * images, "their prompts and seeds")
 
 
 def machine_memory() -> int:

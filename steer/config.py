@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harvest.flags import Place, expand_home, expect
+from harvest.flags import Place, expand_home, expect, pictures_in_memory
 
 Op = Literal["add", "set", "scale", "ablate"]
 Units = Literal["typical", "raw"]
@@ -147,9 +147,12 @@ class PictureConfig:
         if self.num_steps > 0:
             check_steps_come(self.steps, self.num_steps)
         expect(0 < self.coverage <= 1, "coverage", "a share above 0 and at most 1", self.coverage)
-        for name in ("num_steps", "height", "width", "max_sequence_length"):
+        for name in ("num_steps", "height", "width"):
             value = getattr(self, name)
             expect(value >= 0, name, "0 or more", value)
+        length = self.max_sequence_length
+        expect(0 <= length <= 512, "max_sequence_length", "0 to 512 tokens", length)
+        pictures_in_memory(self, steps="num_steps")
         expect(min(self.ablate, default=0) >= 0, "ablate", "features of 0 or more", self.ablate)
 
 

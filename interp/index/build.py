@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from harvest.atomic import whole_folder, write_json
+from harvest.flags import in_memory
 from harvest.sites import parse_site
 from harvest.store import before, open_store, padding_line, print_split
 from interp.config import IndexConfig
@@ -37,6 +38,13 @@ from steer.coder import Coder
 
 _STRONG = 0.5
 """Share of a feature's maximum from which on an image counts as strong."""
+_KEPT = {
+    "bins": (8, "the histograms"),
+    "top": (16, "the features' images"),
+    "quantiles": (16, "the features' images"),
+    "words": (20, "the features' words"),
+}
+"""Settings of which each feature takes so many bytes in the index, and what takes them."""
 _SCORE_CELLS = 2**22
 """Numbers in the largest [images, features] matrix that is scored at once."""
 
@@ -64,6 +72,9 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     coder = Coder.from_pretrained(config.dictionary, device=device, verify=config.verify)
+    for name, (size, what) in _KEPT.items():
+        count = getattr(config, name)
+        in_memory([name], count, size * coder.m * count, what)
     selection = select(config, coder, open_store(config.store))
     store, _, images, steps, tokens, _ = selection
     print_split(config.split, len(images))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harvest.atomic import write_json
+from harvest.flags import in_memory
 from harvest.store import before, open_store, print_growth, print_split, stream_of
 from jaxdict.dictionary import Dictionary, load_dictionary
 from jaxdict.evaluate import baselines
@@ -41,6 +42,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         FileNotFoundError: there is no such dictionary.
     """
     dictionary = load_dictionary(config.dictionary, verify=config.verify)
+    in_memory(["batch"], config.batch, 4 * config.batch * dictionary.d, "a batch of rows")
     store = open_store(config.store)
     held = before(store, str(dictionary.card.get("store_fingerprint")))
     if held is not None:

@@ -303,6 +303,10 @@ def test_the_folder_holds_four_files_and_is_replaced_whole(world, tmp_path):
     [
         ({"site": "double.9.img"}, "expected a site of the store"),
         ({"steps": (2,)}, r"captured indices below 2 \(of the denoising steps 0, 1\), got \[2\]"),
+        *(
+            ({name: 10**12}, f"^--{name}: expected what fits .* would take .*, got {10**12}; lower")
+            for name in ("bins", "top", "quantiles", "words")
+        ),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(world, tmp_path, changes, message):

@@ -300,6 +300,13 @@ def test_rows_limit_split_and_site(store, tmp_path):
         run(dictionary, store, tmp_path, site=("double.*.txt",))
 
 
+def test_a_batch_that_no_machine_has_room_for_is_refused_by_its_flag(store, tmp_path):
+    said = f"^--batch: expected what fits .* would take .*, got {10**12}; lower --batch"
+    with pytest.raises(ValueError, match=said):
+        run(random_dictionary("topk", 16), store, tmp_path, batch=10**12)
+    assert not (tmp_path / "eval.json").exists()
+
+
 def test_wrong_width_is_named(store, sites, tmp_path):
     with pytest.raises(ValueError, match="width 12 as in the dictionary, got 16"):
         run(random_dictionary("topk", 12), store, tmp_path)
