@@ -1,6 +1,7 @@
 """Stores elsewhere: an S3 server on loopback, and the names of places."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,16 @@ import pytest
 
 from harvest.config import HarvestConfig
 from harvest.run import harvest
-from harvest.store import create_store, from_bits, open_store, to_bits, verify_store
+from harvest.store import (
+    as_it_was,
+    before,
+    create_store,
+    expect_from,
+    from_bits,
+    open_store,
+    to_bits,
+    verify_store,
+)
 from harvest.store.location import Location
 from tests.harvest.synthetic import content, make_spec, write
 
@@ -90,6 +100,37 @@ def test_harvested_there_it_is_what_a_folder_would_hold(bucket, tmp_path):
     np.testing.assert_array_equal(there.read("double.2.img"), here.read("double.2.img"))
     listed = bucket.list_objects_v2(Bucket="activations")["Contents"]
     assert "harvest.config.json" in [entry["Key"] for entry in listed]
+
+
+def test_a_store_there_grows_and_tells_what_it_held(bucket, tmp_path):
+    config = HarvestConfig(
+        out=Path("s3://activations/grows"),
+        sites=("double.2.img",),
+        images=3,
+        steps=1,
+        batch=2,
+        images_per_shard=4,
+        max_sequence_length=16,
+        device="cpu",
+    )
+    harvest(config)
+    url, more = "s3://activations/grows", {"images": 5, "sites": ("double.2.img", "double.1.txt")}
+    first = open_store(url).fingerprint
+    assert harvest(replace(config, **more))["made"] == 2
+    harvest(replace(config, out=tmp_path / "s", **more))
+    there, here = open_store(url), open_store(tmp_path / "s")
+    assert there.fingerprint == here.fingerprint and there.sites == here.sites
+    for site in here.sites:
+        np.testing.assert_array_equal(there.read(site), here.read(site))
+    assert verify_store(there, progress=False) == []
+    held = before(there, first)
+    assert held is not None and (held.images, held.sites) == (3, ("double.2.img",))
+    assert as_it_was(there, held).read("double.2.img").shape[0] == 3
+    listed = [entry["Key"] for entry in bucket.list_objects_v2(Bucket="activations")["Contents"]]
+    assert "grows.passes.json" in listed and not [key for key in listed if "lock" in key]
+    bucket.delete_object(Bucket="activations", Key="grows.passes.json")
+    with pytest.raises(ValueError, match=r"no s3://activations/grows.passes.json that says"):
+        expect_from(there, first, "it")
 
 
 def test_a_file_that_is_lost_there_is_noticed_and_rows_of_zeros_are_not_taken_for_one(bucket):
