@@ -167,6 +167,7 @@ class OptimizerConfig:
     def check(self) -> None:
         """Check each field on its own."""
         at_least(self, 0, ("lr", "clip", "warmup"), "a number of at least 0")
+        at_most(self, 2**31 - 1, ["warmup"], "at most 2147483647 optimizer steps")
         for name in ("b1", "b2", "ema"):
             value = getattr(self, name)
             expect(0 <= value < 1, name, "a decay in [0, 1)", value, "lower it")

@@ -30,6 +30,7 @@ def store(tmp_path_factory):
         ({"k": HUGE, "atoms": 0}, r"^--k: expected at most the number of atoms"),
         ({"rows": 2**31 * 1024}, r"^--rows: expected at most 2,147,483,647 optimizer steps"),
         ({"dead_rows": HUGE}, r"^--dead-rows: expected a number of at most 2147483647, got"),
+        ({"warmup": HUGE}, r"^--warmup: expected at most 2147483647 optimizer steps, got"),
         ({"seed": 2**63}, r"^--seed: expected a number below 2\^63, got"),
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
