@@ -81,7 +81,7 @@ def train_itda(config: TrainITDAConfig) -> dict[str, Any]:
     source = source_of(store, config.site, steps=config.steps, padding=config.padding)
     print_captured(config.steps, store.step_numbers.tolist())
     target = source.beside(config.target) if config.target else None
-    sizes = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
+    sizes: dict[str, Any] = {"batch": config.batch, "pool": config.pool, "rows": config.rows}
     single_pass = SinglePass(source, seed=config.seed, target=target, **sizes)
     _check_sizes(config, single_pass)
     description = describe(

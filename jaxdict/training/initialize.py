@@ -21,7 +21,8 @@ def random_state(member: Member, normalizations: Normalizations) -> TrainState:
         None if one is None else jnp.asarray(one.center, jnp.float32) for one in normalizations
     )
     assert mean is not None
-    with jax.ensure_compile_time_eval():  # numbers, also where only the shapes of a state are asked for
+    # Numbers, also where only the shapes of a state are asked for.
+    with jax.ensure_compile_time_eval():
         step_config = sweep.step_config_of(member)
     return initial_state(
         jax.random.key(member.config.seed),

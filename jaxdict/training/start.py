@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -215,9 +216,19 @@ def weights_from(start: Start, normalizations: Normalizations) -> tuple[SAEParam
     own = np.asarray(site.center) if start.transcoder else out_bias
     here = norms[:, None] * _times(encoder, site.inverse.T)
     here_bias = norms * (encoder_bias + encoder @ site.mean) + here @ own
-    arrays = (here, here_bias, moved / norms[:, None], own)
-    last = jnp.asarray(out_bias, jnp.float32) if start.transcoder else None
-    return SAEParams(*(jnp.asarray(one, jnp.float32) for one in arrays), None, last), norms
+    params = SAEParams(
+        _single(here),
+        _single(here_bias),
+        _single(moved / norms[:, None]),
+        _single(own),
+        None,
+        _single(out_bias) if start.transcoder else None,
+    )
+    return params, norms
+
+
+def _single(array: np.ndarray) -> jax.Array:
+    return jnp.asarray(array, jnp.float32)
 
 
 def _times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -278,7 +278,7 @@ def test_a_preset_is_shown_can_be_changed_and_is_saved_in_full(store, tmp_path, 
         with pytest.raises(SystemExit) as stopped:
             cli.main(["train", "sae", *flag, "--help"])
         assert not stopped.value.code
-        text = " ".join(capsys.readouterr().out.split())
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
         for number in ("65536", "30720000", "whiten", "0.995", "10.0", "0.99", "1e-10", "0.0002"):
             assert f"default: {number})" in text, number
     out = tmp_path / "run"
