@@ -157,6 +157,7 @@ main({flags!r})
     done = run(code)
     assert done.returncode == 2
     told = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and "%|" not in line]
+    assert told.pop(0).startswith("note: 40 of 40 prompts are longer"), done.stderr
     assert len(told) == 1 and re.match("jaxdict: " + line, told[0]), done.stderr
     left = [
         path.name
